@@ -1,0 +1,75 @@
+"""Counting what a quantised model costs: multiply-accumulates, bit-operations, bytes.
+
+Bit-operations (BOPs) of one image (spec of IGQ-ViT, section 2.6; base formula of Shift-and-Sum)::
+
+    base     = MACs * bits(left operand) * bits(right operand)        a float operand counts 32 bits
+    overhead = what the quantisers do at run time: minima and maxima, assignment, partial sums (their ``overhead``)
+
+A floating-point addition or comparison costs ``beta`` BOPs, 16 by default.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from jvq.core.packed import Packed
+from jvq.core.quantizer import State
+from jvq.core.recipe import Operand, Plan, Sites
+
+FLOAT_BITS = 32
+BETA = 16
+
+FORMULA = (
+    "sum over products of MACs * bits * bits (float = 32) + run-time work of the quantisers, "
+    f"{BETA} BOPs a floating-point addition or comparison; per image"
+)
+
+
+class Cost(NamedTuple):
+    """Of one site, per image."""
+
+    macs: int
+    base: int  # bit-operations of the product
+    overhead: int  # bit-operations of the quantisers at run time
+
+
+def macs(left: Operand, right: Operand) -> int:
+    """Multiply-accumulates of a product, per image: the extents of all its letters multiplied."""
+    extent = dict(zip(left.letters, left.shape, strict=True)) | dict(zip(right.letters, right.shape, strict=True))
+    return math.prod(extent.values())
+
+
+def pairs(known: Sites) -> dict[str, tuple[Operand, Operand]]:
+    """Site to its two operands."""
+    found: dict[str, list[Operand]] = {}
+    for operand in known.values():
+        found.setdefault(operand.site, []).append(operand)
+    return {site: (left, right) for site, (left, right) in found.items()}
+
+
+def costs(known: Sites, plan: Plan, beta: int = BETA) -> dict[str, Cost]:
+    """Every site's cost under a plan (operands without a quantiser are float)."""
+    table = {}
+    for site, operands in pairs(known).items():
+        count = macs(*operands)
+        base, extra = count, 0
+        for o in operands:
+            quantizer = plan.get(o.address)
+            base *= FLOAT_BITS if quantizer is None else quantizer.bits
+            if quantizer is not None:
+                extra += quantizer.overhead(o.letters, o.shape, o.contracted, math.prod(o.product), beta)
+        table[site] = Cost(count, base, extra)
+    return table
+
+
+def bops(known: Sites, plan: Plan, beta: int = BETA) -> int:
+    """Bit-operations of the whole model, per image."""
+    return sum(cost.base + cost.overhead for cost in costs(known, plan, beta).values())
+
+
+def tree_bytes(params: Any, qstate: Mapping[str, State] | None = None) -> int:
+    """Bytes of a parameter tree, Packed leaves as packed, and of the quantisers' states beside it."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Packed))
+    return sum(int(leaf.nbytes) for leaf in leaves) + sum(int(x.nbytes) for x in jax.tree.leaves(dict(qstate or {})))

@@ -1,0 +1,170 @@
+"""A run's configuration: typed dataclasses inside, an ``ml_collections.ConfigDict`` with every option outside."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from jvq.core.errors import nearest
+from jvq.methods import METHODS
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where images come from. Sizes, cropping and normalisation belong to the checkpoint, not here."""
+
+    name: str = "fashion"  # fashion | folder | npz | tfds:NAME
+    dir: str | None = None  # of a folder, an npz file or prepared tfds data
+    train: str = "train"  # split that calibration and training draw from
+    test: str = "test"  # split that is evaluated
+    calibration: int = 32  # images, drawn by the seed
+    images: int | None = None  # evaluate only the first so many
+    batch: int = 250  # images evaluated at once; never changes a result
+
+    def __post_init__(self) -> None:
+        for name in ("calibration", "images", "batch"):
+            _least(1, f"data.{name}", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that a run needs to know."""
+
+    name: str
+    method_name: str
+    method: Any  # the method's Options
+    weights: str = ""  # embedded name or path; "" for training from scratch
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # architecture and Spec fields, from scratch
+    preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the checkpoint made from scratch
+    resolution: int | None = None  # pixels a side, instead of the checkpoint's; positions are interpolated
+    data: Data = dataclasses.field(default_factory=Data)
+    rules: str = ""  # "pattern=bits,pattern=float": changes to the method's recipe, last match wins
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _least(1, "resolution", self.resolution)
+        _least(0, "seed", self.seed)
+
+
+def config(
+    name: str,
+    method: str,
+    *,
+    weights: str = "",
+    resolution: int | None = None,
+    model: Mapping[str, Any] | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    rules: str = "",
+    seed: int = 0,
+    **options: Any,
+) -> ml_collections.ConfigDict:
+    """A ConfigDict that shows every option of the method and the data, so that each can be overridden.
+
+    ``options`` are fields of the method's ``Options``; the run's ``seed`` is also the method's.
+    """
+    chosen = _method(method).Options
+    return ml_collections.ConfigDict(
+        {
+            "name": name,
+            "weights": weights,
+            "resolution": config_dict.placeholder(int) if resolution is None else resolution,
+            "model": dict(model or {}),
+            "preprocess": dict(preprocess or {}),
+            "data": _shown(Data, data or {}, "data"),
+            "method": {"name": method, **_shown(chosen, options, "method")},
+            "rules": rules,
+            "seed": seed,
+        }
+    )
+
+
+def typed(cfg: Any) -> Run:
+    """The typed run of a config; ``ValueError`` with the nearest key for one that does not exist, or a wrong type."""
+    if not isinstance(cfg, (Mapping, ml_collections.ConfigDict)):
+        raise ValueError(f"config: get_config must return what jvq.config.config makes, got {type(cfg).__name__}")
+    tree = cfg.to_dict() if isinstance(cfg, ml_collections.ConfigDict) else dict(cfg)
+    method = dict(_mapping(tree.pop("method", {}), "method"))
+    if "name" not in method:
+        raise ValueError(f"config: method.name is missing{nearest('', METHODS)}")
+    kind = str(method.pop("name"))
+    options = _method(kind).Options
+    seed = tree.get("seed", 0)
+    if "seed" in {f.name for f in dataclasses.fields(options)}:
+        method.setdefault("seed", seed)
+    tree["data"] = _made(Data, tree.get("data", {}), "data")
+    return _made(Run, {**tree, "method_name": kind, "method": _made(options, method, "method")}, "config")
+
+
+def _method(name: str) -> Any:
+    if name not in METHODS:
+        raise ValueError(f"method '{name}' is not known{nearest(name, METHODS)}")
+    return METHODS[name]
+
+
+def _shown(kind: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """All fields of a dataclass with their values; those that may be None as typed placeholders."""
+    values = dataclasses.asdict(_made(kind, given, where))
+    hints = typing.get_type_hints(kind)
+    shown = {}
+    for name, value in values.items():
+        inner = _inner(hints[name])
+        shown[name] = config_dict.placeholder(inner[0]) if value is None else value
+    return {name: value for name, value in shown.items() if name != "seed"}
+
+
+def _made(kind: type, given: Any, where: str) -> Any:
+    """The dataclass from a mapping, keys and types checked."""
+    hints = typing.get_type_hints(kind)
+    prefix = "" if where == "config" else f"{where}."
+    values = {}
+    for name, value in _mapping(given, where).items():
+        if name not in hints:
+            raise ValueError(f"config: there is no option '{prefix}{name}'{nearest(name, hints)}")
+        values[name] = _fitting(value, hints[name], f"{prefix}{name}")
+    for field in dataclasses.fields(kind):
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"config: {prefix}{field.name} is missing")
+    return kind(**values)
+
+
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"config: {name} must be a mapping of options, got {value!r}")
+    return value
+
+
+def _least(least: int, name: str, value: int | None) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"config: {name} must be at least {least}, got {value}")
+
+
+def _inner(hint: Any) -> tuple[type, ...]:
+    """The plain types that a hint admits, None left out; a Literal counts as str, a generic as its origin."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return tuple(t for part in typing.get_args(hint) if part is not type(None) for t in _inner(part))
+    origin = typing.get_origin(hint)
+    return (str,) if origin is typing.Literal else (origin or hint,)
+
+
+def _fitting(value: Any, hint: Any, name: str) -> Any:
+    """The value, whole numbers made floats where a float is wanted; ``ValueError`` where the type is wrong."""
+    if hint is Any:
+        return value
+    kinds = _inner(hint)
+    optional = type(None) in typing.get_args(hint)
+    if value is None and optional:
+        return None
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    wrong_bool = isinstance(value, bool) and bool not in kinds
+    if wrong_bool or not isinstance(value, kinds):
+        wanted = " or ".join(k.__name__ for k in kinds) + (" or None" if optional else "")
+        raise ValueError(f"config: {name} must be {wanted}, got {value!r}")
+    if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
+        raise ValueError(f"config: {name}: got '{value}'{nearest(value, typing.get_args(hint))}")
+    return value

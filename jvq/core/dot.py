@@ -1,0 +1,101 @@
+"""The one seam: every product of a model goes through a callable ``dot(site, equation, **two_named_operands)``.
+
+The glossary of axis letters, stated once:
+
+    b image    m window    n q k token    d input channel    o output channel
+    s one of query, key, value    h head    e channel in a head    g group
+
+An operand's *address* is ``site + "." + role``, for example ``block03/attn/pv.p``. Roles: ``x w`` (linear), ``q k``
+(scores), ``p v`` (values); a product is recorded as ``site + ".y"``. Dots nest: each function below that takes ``inner``
+returns another dot with the same signature.
+"""
+
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from jvq.core import axes
+from jvq.core.packed import Packed
+from jvq.core.quantizer import Quantizer, State
+
+PRODUCT = "y"  #: the role under which a product is recorded
+
+
+@runtime_checkable
+class Dot(Protocol):
+    """A product of two named operands: ``dot("block00/mlp/fc1", "bnd,do->bno", x=x, w=w)`` gives [bno]."""
+
+    def __call__(self, site: str, equation: str, /, **operands: Any) -> jax.Array: ...
+
+
+Where = Callable[[str], bool]
+"""Chooses addresses."""
+
+
+def float_dot(site: str, equation: str, /, **operands: jax.Array) -> jax.Array:
+    """The product as the equation says, in the operands' own precision (``jnp.einsum``)."""
+    return jnp.einsum(equation, *operands.values())
+
+
+def packed_dot(inner: Dot = float_dot) -> Dot:
+    """A dot that unpacks :class:`~jvq.core.packed.Packed` operands to float and hands on to ``inner``."""
+
+    def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
+        return inner(site, equation, **{r: x.unpack() if isinstance(x, Packed) else x for r, x in operands.items()})
+
+    return dot
+
+
+def recording(tape: MutableMapping[str, Any], where: Where, inner: Dot = float_dot) -> Dot:
+    """A dot that also writes the operands and products whose addresses ``where`` chooses into ``tape``.
+
+    Make it, and the tape, inside the function that is jitted, and return the tape from there: what it holds are
+    tracers. An address that is written twice is an error of the model (two products share a site).
+    """
+
+    def write(address: str, value: Any) -> None:
+        if where(address):
+            if address in tape:
+                raise ValueError(f"{address} is recorded twice: two products of the model share this site")
+            tape[address] = value
+
+    def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
+        for role, x in operands.items():
+            write(f"{site}.{role}", x)
+        y = inner(site, equation, **operands)
+        write(f"{site}.{PRODUCT}", y)
+        return y
+
+    return dot
+
+
+def perturbed(eps: Mapping[str, jax.Array], inner: Dot = float_dot) -> Dot:
+    """A dot that adds ``eps[site + ".y"]`` to each product that has one.
+
+    With zeros of the product's shape, the gradient of a loss with respect to ``eps`` is the gradient with respect to
+    every site's product: what Fisher and Hessian weightings need.
+    """
+
+    def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
+        y = inner(site, equation, **operands)
+        e = eps.get(f"{site}.{PRODUCT}")
+        return y if e is None else y + e
+
+    return dot
+
+
+def quantized(plan: Mapping[str, Quantizer], qstate: Mapping[str, State], inner: Dot = float_dot) -> Dot:
+    """A dot whose operands named in ``plan`` pass through their quantiser first (fake quantisation, with gradients)."""
+
+    def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
+        letters, _ = axes.split(equation)
+        through = {}
+        for (role, x), axis in zip(operands.items(), letters, strict=True):
+            address = f"{site}.{role}"
+            quantizer = plan.get(address)
+            through[role] = x if quantizer is None else quantizer.apply(qstate[address], x, axis)
+        return inner(site, equation, **through)
+
+    return dot

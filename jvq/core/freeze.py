@@ -1,0 +1,43 @@
+"""Freezing: the weights of a plan become packed integers, the rest of the plan goes on quantising activations."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+
+from jvq.core.packed import Packed
+from jvq.core.quantizer import Quantizer, State
+from jvq.core.recipe import Plan, Sites
+
+
+def freeze(
+    params: Any, plan: Plan, qstate: Mapping[str, State], known: Sites
+) -> tuple[Any, dict[str, Quantizer], dict[str, State]]:
+    """The same parameter tree with :class:`Packed` leaves, and the plan and state that are left: the activations'.
+
+    The forward of the result with ``packed_dot`` computes what fake quantisation of the whole plan computes.
+    """
+    packed = {}
+    for address, quantizer in plan.items():
+        path = known[address].path
+        if path is not None:
+            assert path not in packed, f"{address}: its parameter {'/'.join(path)} has another quantiser already"
+            packed[path] = (quantizer, qstate[address], known[address].letters)
+
+    def replace(path: tuple[Any, ...], leaf: Any) -> Any:
+        there = packed.get(tuple(str(getattr(k, "key", k)) for k in path))
+        if there is None:
+            return leaf
+        quantizer, state, letters = there
+        return _pack(quantizer, state, leaf, letters)
+
+    tree = jax.tree_util.tree_map_with_path(replace, params, is_leaf=lambda x: isinstance(x, Packed))
+    rest = {a: q for a, q in plan.items() if known[a].path is None}
+    return tree, rest, {a: qstate[a] for a in rest}
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _pack(quantizer: Quantizer, state: State, leaf: jax.Array, letters: str) -> Packed:
+    """One executable per quantiser and shape, shared by all weights that have both."""
+    return Packed.of(quantizer.encode(state, leaf, letters), quantizer.bits)

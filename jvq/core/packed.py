@@ -1,0 +1,70 @@
+"""Packed: a weight as really packed integers, in the place of its float array in the parameter tree."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, UInt8
+
+from jvq.core.quantizer import Codes
+
+
+def pack_bits(codes: Int[Array, "k ..."], bits: int) -> UInt8[Array, "bits k8 ..."]:
+    """Codes [k ...] in 0..2**bits-1 as bit planes: byte j of plane i holds bit i of codes 8j..8j+7, lowest bit first.
+
+    Every width from 1 to 16 takes exactly ``bits`` bits a code (the first axis is filled up to a multiple of 8), and a
+    plane is what a 1-bit product consumes.
+    """
+    k = codes.shape[0]
+    filled = jnp.pad(codes.astype(jnp.int32), [(0, -k % 8), *[(0, 0)] * (codes.ndim - 1)])
+    groups = filled.reshape(-1, 8, *codes.shape[1:])
+    place = jnp.arange(8, dtype=jnp.int32).reshape(1, 8, *[1] * (codes.ndim - 1))
+    planes = [jnp.sum(((groups >> i) & 1) << place, axis=1).astype(jnp.uint8) for i in range(bits)]
+    return jnp.stack(planes)
+
+
+def unpack_bits(planes: UInt8[Array, "bits k8 ..."], k: int) -> Int[Array, "k ..."]:
+    """The int32 codes [k ...] behind bit planes; the inverse of :func:`pack_bits`."""
+    bits, rows, *rest = planes.shape
+    place = jnp.arange(8, dtype=jnp.int32).reshape(1, 8, *[1] * len(rest))
+    out = jnp.zeros((rows, 8, *rest), jnp.int32)
+    for i in range(bits):
+        out = out | (((planes[i].astype(jnp.int32)[:, None] >> place) & 1) << i)
+    return out.reshape(rows * 8, *rest)[:k]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["planes", "scale", "zero"], meta_fields=["shape"])
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A quantised weight: ``scale * (codes - zero)``, codes packed along the first axis."""
+
+    # Any: as a pytree it is also built from abstract values, host arrays and what else a tree map returns
+    planes: Any  # uint8 [bits k8 ...]
+    scale: Any  # float32, broadcasts against shape
+    zero: Any  # int32, broadcasts against shape
+    shape: tuple[int, ...]  # of the float array it stands for
+
+    @classmethod
+    def of(cls, codes: Codes, bits: int) -> "Packed":
+        """The packed form of ``codes``."""
+        return cls(pack_bits(codes.codes, bits), codes.scale, codes.zero, tuple(codes.codes.shape))
+
+    @property
+    def bits(self) -> int:
+        """Width of a code."""
+        return self.planes.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes, scales and zero points."""
+        return self.planes.nbytes + self.scale.nbytes + self.zero.nbytes
+
+    def codes(self) -> Codes:
+        """The integers with their scale and zero point."""
+        return Codes(unpack_bits(self.planes, self.shape[0]), self.scale, self.zero)
+
+    def unpack(self) -> jax.Array:
+        """The float32 array [shape] that the codes stand for."""
+        return self.codes().decode()

@@ -1,0 +1,58 @@
+"""What a quantiser is: a frozen dataclass with pure functions over a small state of arrays."""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+State = Mapping[str, jax.Array]
+"""A quantiser's arrays: a small dict. Bits and scales are in it as arrays, so that no width recompiles anything."""
+
+
+class Codes(NamedTuple):
+    """A quantised operand: ``scale * (codes - zero)`` is its value; scale and zero broadcast against the codes."""
+
+    codes: jax.Array  # integers in [0, 2**bits - 1]
+    scale: jax.Array  # float32
+    zero: jax.Array  # int32
+
+    def decode(self) -> jax.Array:
+        """The operand's value, float32."""
+        return self.scale * (self.codes.astype("int32") - self.zero).astype("float32")
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """The contract, tested for every file of ``quantizers/``: ``encode(...).decode()`` equals ``apply(...)``.
+
+    ``letters`` are the operand's axis letters. Nothing depends on other images of the batch.
+    """
+
+    @property
+    def bits(self) -> int:
+        """Width of the codes, 1 to 16."""
+        ...
+
+    def check(self, letters: str, shape: tuple[int, ...]) -> None:
+        """Raises ``ValueError`` where the quantiser does not fit an operand of these letters and this shape."""
+        ...
+
+    def init(self, samples: jax.Array, letters: str) -> State:
+        """The state for calibration samples: an operand with all calibration images along ``b``, or a weight."""
+        ...
+
+    def apply(self, state: State, x: jax.Array, letters: str) -> jax.Array:
+        """``x`` fake-quantised: same shape and dtype, differentiable."""
+        ...
+
+    def encode(self, state: State, x: jax.Array, letters: str) -> Codes:
+        """``x`` as integers with their scale and zero point."""
+        ...
+
+    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> int:
+        """Bit-operations per image beyond the product itself, for an operand of this shape *without* ``b``.
+
+        ``contracted`` are the letters summed over, ``product`` the number of values in the product per image, ``beta``
+        the bit-operations of one floating-point addition or comparison.
+        """
+        ...

@@ -1,0 +1,122 @@
+"""From a recipe to a plan: which operand gets which quantiser, with every mistake found before anything is computed."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jvq.core import axes
+from jvq.core.dot import PRODUCT, Dot, float_dot
+from jvq.core.errors import nearest
+from jvq.core.packed import Packed
+from jvq.core.quantizer import Quantizer
+
+Recipe = Sequence[tuple[str, Quantizer | None]]
+"""Ordered rules (pattern, quantiser). Patterns are globs over addresses (``*.w``); the last match wins; None: float."""
+
+Plan = Mapping[str, Quantizer]
+"""Static: address to quantiser, in the model's order."""
+
+Forward = Callable[[Any, Any, Dot], jax.Array]
+"""``forward(params, images [b y x c], dot) -> outputs [b ...]``: a model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """One operand of one product of a model, as the abstract trace found it."""
+
+    address: str  # block03/mlp/fc1.x
+    letters: str  # bnd
+    shape: tuple[int, ...]  # of a batch of one image
+    out: str  # letters of the product: bno
+    product: tuple[int, ...]  # its shape, of a batch of one image
+    path: tuple[str, ...] | None  # where the operand stands in the parameter tree; None for an activation
+
+    @property
+    def site(self) -> str:
+        return self.address.rpartition(".")[0]
+
+    @property
+    def role(self) -> str:
+        return self.address.rpartition(".")[2]
+
+    @property
+    def contracted(self) -> str:
+        """The letters that the product sums over."""
+        return axes.contracted(self.letters, self.out)
+
+    @property
+    def batched(self) -> bool:
+        """Whether the operand has an image axis: an activation."""
+        return "b" in self.letters
+
+
+Sites = Mapping[str, Operand]
+"""Address to operand, in the order in which the model multiplies."""
+
+
+def sites(forward: Forward, params: Any, image: tuple[int, ...]) -> dict[str, Operand]:
+    """Every operand of the model by address, from an abstract trace on one image of shape ``image`` (y, x, c)."""
+    found: dict[str, Operand] = {}
+
+    def trace(params: Any, images: jax.Array) -> jax.Array:
+        leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: isinstance(x, Packed))
+        paths = {id(leaf): tuple(str(getattr(k, "key", k)) for k in path) for path, leaf in leaves}
+
+        def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
+            letters, out = axes.split(equation)
+            if len(operands) != 2 or len(letters) != 2:
+                raise ValueError(f"{site}: dot takes two named operands, got {list(operands)} for '{equation}'")
+            floats = {role: x.unpack() if isinstance(x, Packed) else x for role, x in operands.items()}
+            y = float_dot(site, equation, **floats)
+            for (role, x), axis in zip(operands.items(), letters, strict=True):
+                address = f"{site}.{role}"
+                if address in found or role == PRODUCT:
+                    raise ValueError(f"{address}: two products share this address, or the role is taken")
+                found[address] = Operand(address, axis, tuple(x.shape), out, tuple(y.shape), paths.get(id(x)))
+            return y
+
+        return forward(params, images, dot)
+
+    jax.eval_shape(trace, params, jax.ShapeDtypeStruct((1, *image), "float32"))
+    return found
+
+
+def matching(pattern: str, known: Iterable[str]) -> list[str]:
+    """The addresses that a glob pattern names, at least one; ``ValueError`` with the nearest addresses otherwise."""
+    known = list(known)
+    hits = fnmatch.filter(known, pattern)
+    if not hits:
+        raise ValueError(f"recipe: pattern '{pattern}' matches no address{nearest(pattern, known)}")
+    return hits
+
+
+def resolve(recipe: Recipe, known: Sites) -> dict[str, Quantizer]:
+    """The plan: for each address the quantiser of the last rule that matches it.
+
+    Every quantiser's fit is checked and its ``init`` and ``apply`` are evaluated abstractly on the operand's shape, so
+    that all mistakes surface here. Raises ``ValueError``: a rule that matches nothing, a letter that the operand lacks,
+    bits or groups out of range.
+    """
+    chosen: dict[str, Quantizer | None] = {}
+    for pattern, quantizer in recipe:
+        for address in matching(pattern, known):
+            chosen[address] = quantizer
+    plan = {address: q for address in known if (q := chosen.get(address)) is not None}
+    for address, quantizer in plan.items():
+        _check(quantizer, known[address])
+    return plan
+
+
+def _check(quantizer: Quantizer, operand: Operand) -> None:
+    """Raises ``ValueError`` naming the address where the quantiser does not fit the operand."""
+    try:
+        quantizer.check(operand.letters, operand.shape)
+    except ValueError as error:
+        raise ValueError(f"{operand.address}: {error}") from None
+    x = jax.ShapeDtypeStruct(operand.shape, "float32")
+    state = jax.eval_shape(lambda x: quantizer.init(x, operand.letters), x)
+    y = jax.eval_shape(lambda s, x: quantizer.apply(s, x, operand.letters), state, x)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype), f"{operand.address}: {quantizer} gives {y} for {x}"

@@ -1,0 +1,27 @@
+"""Labelled images: sources, the preprocessing that a checkpoint expects, and batches."""
+
+from jvq.data.folder import ImageFolder
+from jvq.data.loader import Batch, Loader, Sample, batches, sample, train_batches
+from jvq.data.records import CorruptImage, InMemory, Record, Records, Source
+from jvq.data.sources import Fashion, Npz, Tfds, open_source
+from jvq.data.transforms import Preprocess
+
+__all__ = [
+    "Batch",
+    "CorruptImage",
+    "Fashion",
+    "ImageFolder",
+    "InMemory",
+    "Loader",
+    "Npz",
+    "Preprocess",
+    "Record",
+    "Records",
+    "Sample",
+    "Source",
+    "Tfds",
+    "batches",
+    "open_source",
+    "sample",
+    "train_batches",
+]

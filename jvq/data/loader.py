@@ -1,0 +1,165 @@
+"""Batches out of a source: in order for evaluation, a random few for calibration, shuffled epochs for training.
+
+grain shuffles, repeats and threads; whole batches are gathered at once where the source has its images in memory.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int, Int32
+
+from jvq.data.records import CorruptImage, Gathers, Records, Source
+from jvq.data.transforms import Preprocess
+
+THREADS = 4  # Pillow decodes outside the interpreter's lock
+
+
+class Batch(TypedDict):
+    """``image`` float32 [b,y,x,c], ``label`` int32 [b], ``mask`` bool [b]: False at padding and at corrupt images."""
+
+    image: Float32[np.ndarray, "b y x c"]
+    label: Int32[np.ndarray, " b"]
+    mask: Bool[np.ndarray, " b"]
+
+
+class Sample(NamedTuple):
+    """``images`` float32 [n,y,x,c], ``labels`` int32 [n] and ``indices`` int64 [n], their places in the source."""
+
+    images: Float32[np.ndarray, "n y x c"]
+    labels: Int32[np.ndarray, " n"]
+    indices: Int[np.ndarray, " n"]
+
+
+class Loader:
+    """The batches of a source, in order, as often as iterated; ``len`` counts them, ``skipped`` lists corrupt images.
+
+    Every batch has ``batch_size`` rows. The rows after the last image, and those of images that cannot be read, are
+    zeros with mask False. ``skipped`` has a line for each image that the latest iteration could not read, in order.
+    """
+
+    def __init__(
+        self, source: Source, preprocess: Preprocess, batch_size: int, indices: Sequence[int] | np.ndarray | None = None
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"loader: batch_size must be positive, got {batch_size}")
+        self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
+        self.indices = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
+        outside = self.indices[(self.indices < 0) | (self.indices >= len(source))]
+        if outside.size:
+            raise ValueError(f"loader: index {outside[0]} is outside source '{source.name}' of {len(source)} images")
+        self.skipped: list[str] = []
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        import grain  # takes more than a second, so only who loads pays
+
+        threads = 0 if isinstance(self.source, Gathers) else THREADS
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        self.skipped = skipped = []
+        for batch, errors in grain.MapDataset.range(len(self)).map(self._load).to_iter_dataset(options):
+            skipped += errors
+            yield batch
+
+    def _load(self, k: int) -> tuple[Batch, list[str]]:
+        """Batch ``k`` and a line for each of its corrupt images."""
+        rows = self.indices[k * self.batch_size :][: self.batch_size]
+        images, labels, good, errors = _read(self.source, self.preprocess, rows)
+        shape = (self.batch_size, *self.preprocess.size, self.preprocess.channels)
+        if len(good) == self.batch_size:
+            return {"image": images, "label": labels, "mask": np.ones(self.batch_size, bool)}, errors
+        batch: Batch = {
+            "image": np.zeros(shape, np.float32),
+            "label": np.zeros(self.batch_size, np.int32),
+            "mask": np.zeros(self.batch_size, bool),
+        }
+        batch["image"][good], batch["label"][good], batch["mask"][good] = images, labels, True
+        return batch, errors
+
+
+def batches(
+    source: Source, preprocess: Preprocess, batch_size: int, indices: Sequence[int] | np.ndarray | None = None
+) -> Loader:
+    """The batches of ``source``, or of its images at ``indices``, in order: see ``Loader``."""
+    return Loader(source, preprocess, batch_size, indices)
+
+
+def sample(source: Source, preprocess: Preprocess, count: int, seed: int) -> Sample:
+    """``count`` images drawn without replacement by ``numpy.random.default_rng(seed)``: images float32 [count,y,x,c].
+
+    A corrupt image is replaced by the next drawn. Raises ``ValueError`` where the source has fewer than ``count``
+    images that can be read, or where a value comes out NaN or infinite.
+    """
+    order = np.random.default_rng(seed).permutation(len(source))
+    parts: list[Sample] = []
+    found, at = 0, 0
+    while found < count and at < len(order):
+        rows = order[at : at + count - found]
+        images, labels, good, _ = _read(source, preprocess, rows)
+        parts.append(Sample(images, labels, rows[good]))
+        found, at = found + len(good), at + len(rows)
+    if found < count or count < 1:
+        has = f"source '{source.name}' has {found} of {len(source)} that can be read"
+        raise ValueError(f"sample: wanted {count} images, {has}")
+    drawn = Sample(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    if not np.isfinite(drawn.images).all():
+        raise ValueError(f"sample: NaN or infinite values out of source '{source.name}' with {preprocess}")
+    return drawn
+
+
+def train_batches(
+    source: Source, batch_size: int, seed: int, epochs: int, preprocess: Preprocess | None = None
+) -> Iterator[Records]:
+    """Iterates ``{"image": uint8 [b,y,x,c], "label": int32 [b]}``, reshuffled every epoch, its remainder dropped.
+
+    Augmentation and normalisation are the training step's; ``preprocess``, where given, only resizes and crops, which
+    images of different sizes need. The same arguments give the same stream. Raises ``ValueError`` where the images
+    still differ in size or a batch is larger than the source, and ``CorruptImage`` where one cannot be read: training
+    does not go on quietly without it.
+    """
+    if not 1 <= batch_size <= len(source):
+        raise ValueError(f"train_batches: batch_size must be 1 to {len(source)} ('{source.name}'), got {batch_size}")
+    import grain
+
+    # grain shuffles epoch e with seed + e, so neighbouring seeds would share their epochs' orders: spread them first.
+    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    threads = 0 if isinstance(source, Gathers) else THREADS
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    indices = grain.MapDataset.range(len(source)).shuffle(spread).batch(batch_size, drop_remainder=True).repeat(epochs)
+    return iter(indices.map(lambda rows: _gather(source, preprocess, rows)).to_iter_dataset(options))
+
+
+def _read(
+    source: Source, preprocess: Preprocess, rows: Int[np.ndarray, " b"]
+) -> tuple[Float32[np.ndarray, "g y x c"], Int32[np.ndarray, " g"], Int[np.ndarray, " g"], list[str]]:
+    """The images and labels at ``rows`` that can be read, their positions in ``rows``, and a line for each other."""
+    if isinstance(source, Gathers):
+        records = source.__getitems__(rows)
+        return preprocess.batch(records["image"]), records["label"], np.arange(len(rows)), []
+    images, labels, good, errors = [], [], [], []
+    for position, row in enumerate(rows):
+        try:
+            record = source[int(row)]
+        except CorruptImage as error:
+            errors.append(str(error))
+            continue
+        images.append(preprocess(record["image"]))
+        labels.append(record["label"])
+        good.append(position)
+    stacked = np.stack(images) if images else np.zeros((0, *preprocess.size, preprocess.channels), np.float32)
+    return stacked, np.array(labels, np.int32), np.array(good, np.int64), errors
+
+
+def _gather(source: Source, preprocess: Preprocess | None, rows: Int[np.ndarray, " b"]) -> Records:
+    """The images uint8 [b,y,x,c] and labels at ``rows``, resized and cropped where ``preprocess`` is given."""
+    if isinstance(source, Gathers) and preprocess is None:
+        return source.__getitems__(rows)
+    records = [source[int(row)] for row in rows]
+    images = [record["image"] if preprocess is None else preprocess.crop(record["image"]) for record in records]
+    for image in images:
+        if image.shape != images[0].shape:
+            sizes = f"{images[0].shape} and {image.shape}"
+            raise ValueError(f"train_batches: images of source '{source.name}' differ, {sizes}: give preprocess")
+    return {"image": np.stack(images), "label": np.array([record["label"] for record in records], np.int32)}

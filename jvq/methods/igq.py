@@ -1,0 +1,148 @@
+"""IGQ-ViT: instance-aware group quantisation of linear inputs and attention rows, with a fixed number of groups.
+
+Source: Moon, Kim, Cheon, Ham, CVPR 2024. No code of the authors exists; where the paper is silent the defaults are ours
+and the alternatives are options. What departs from the paper's letter: ``mstep="mse"``, ``zero_point="extend"`` and
+weights by min-max (6 bits and more) or error search (below) instead of a percentile; see README, "Results".
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from jvq.core.calibrate import Track, calibrate, silent
+from jvq.core.quantizer import Quantizer, State
+from jvq.core.ranges import ZeroPoint
+from jvq.core.recipe import Forward, Operand, Plan, Recipe, Sites
+from jvq.methods import minmax
+from jvq.methods.minmax import at, check_letters, is_edge, outputs, widths
+from jvq.quantizers import Dynamic, Grouped, Uniform
+from jvq.quantizers.grouped import MStep, Statistics
+from jvq.quantizers.kmeans import Distance, Start
+from jvq.quantizers.uniform import check_choice
+
+CUTS = (0.1, 0.01, 0.001)  #: percent; RepQ-ViT tries the 99.9, 99.99 and 99.999 percentile and keeps the least error
+TREATMENTS = ("groups", "layer", "float")
+QKV = ("tensor", "head", "float")
+WEIGHTS = ("auto", "max", "percentile", "mse")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """IGQ-ViT. Widths: 1 to 16 bits, or 32 for float."""
+
+    bits: int = 4  # of weights and activations
+    weight_bits: int | None = None  # instead of bits
+    act_bits: int | None = None  # instead of bits
+    edge_bits: int = 8  # of the patch embedding and the head
+    groups: int = 8  # quantisers a linear input
+    softmax_groups: int | None = None  # quantisers an attention map; None: as many as groups
+    linear: Literal["groups", "layer", "float"] = "groups"  # how linear inputs are treated
+    softmax: Literal["groups", "layer", "float"] = "groups"  # how attention maps are treated
+    qkv: Literal["tensor", "head", "float"] = "tensor"  # granularity of query, key, value (static)
+    linear_along: str = "d"  # axes whose indices choose a group in linear inputs
+    softmax_along: str = "hq"  # "hq": each row of each head; "q": a token over all heads
+    mstep: MStep = "mse"  # mean: the paper's letter
+    zero_point: ZeroPoint = "extend"  # clamp: the paper's letter
+    distance: Distance = "squared"
+    start: Start = "kmeans++"
+    restarts: int = 3
+    iterations: int = 50
+    statistics: Statistics = "image"
+    weights: Literal["auto", "max", "percentile", "mse"] = "auto"  # ranges; auto: max at 6 bits and more, else mse
+    weight_percentile: float = 0.1  # percent cut off at each end, with weights="percentile"
+    sequential: bool = False  # calibrate each site behind quantised earlier ones
+    upper_bound: bool = False  # a quantiser of its own for every channel and row of every image (the paper's bound)
+    seed: int = 0  # of k-means++
+
+    def widths(self) -> tuple[int, int]:
+        """Bits of weights and of activations."""
+        return widths(self.bits, self.weight_bits, self.act_bits)
+
+    def __post_init__(self) -> None:
+        check_choice("method.linear", self.linear, TREATMENTS)
+        check_choice("method.softmax", self.softmax, TREATMENTS)
+        check_choice("method.qkv", self.qkv, QKV)
+        check_choice("method.weights", self.weights, WEIGHTS)
+
+
+def recipe(options: Options, known: Sites) -> Recipe:
+    """One rule an address: weights, edges, and then by role."""
+    check_letters("method.linear_along", options.linear_along, known)
+    check_letters("method.softmax_along", options.softmax_along, known)
+    return [(address, _quantizer(options, o)) for address, o in known.items()]
+
+
+def _quantizer(options: Options, o: Operand) -> Quantizer | None:
+    weight_bits, act_bits = options.widths()
+    if o.path is not None:
+        return _weight(options, o, options.edge_bits if is_edge(o) else weight_bits)
+    if is_edge(o):
+        return at(options.edge_bits, Uniform(options.edge_bits))
+    if o.role in ("q", "k", "v"):
+        keep = "h" if options.qkv == "head" else ""
+        static = Uniform(act_bits, keep, range="percentile", percentile=CUTS)
+        return at(minmax.FLOAT if options.qkv == "float" else act_bits, static)
+    rows = o.role == "p"
+    treatment = options.softmax if rows else options.linear
+    if treatment == "float" or act_bits == minmax.FLOAT:
+        return None
+    if treatment == "layer":
+        return Uniform(act_bits)
+    along = options.softmax_along if rows else options.linear_along
+    if options.upper_bound:
+        return Dynamic(act_bits, "b" + along, nonnegative=rows, zero_point=options.zero_point)
+    groups = options.groups if not rows or options.softmax_groups is None else options.softmax_groups
+    return Grouped(
+        act_bits,
+        groups,
+        along,
+        nonnegative=rows,
+        **{
+            name: getattr(options, name)
+            for name in ("mstep", "zero_point", "distance", "start", "restarts", "iterations", "statistics", "seed")
+        },
+    )
+
+
+def _weight(options: Options, o: Operand, bits: int) -> Quantizer | None:
+    chosen = options.weights
+    if chosen == "auto":
+        chosen = "max" if bits >= 6 else "mse"
+    return at(bits, Uniform(bits, outputs(o), range=chosen, percentile=(options.weight_percentile,)))
+
+
+def fit(
+    options: Options,
+    forward: Forward,
+    params: Any,
+    images: np.ndarray,
+    plan: Plan,
+    known: Sites,
+    track: Track = silent,
+) -> Mapping[str, State]:
+    """The calibrated state of every quantiser of the plan."""
+    return calibrate(forward, params, images, plan, known, sequential=options.sequential, track=track)
+
+
+def baselines(options: Options) -> dict[str, tuple[str, Any]]:
+    """Rows shown beside this method: min-max at the same widths, and the bound that groups approach."""
+    plain = minmax.Options(options.bits, options.weight_bits, options.act_bits, options.edge_bits)
+    return {"minmax": ("minmax", plain), "igq_upper_bound": ("igq", dataclasses.replace(options, upper_bound=True))}
+
+
+def protocol(options: Options) -> dict[str, Any]:
+    """What has to be known to compare a result of this method."""
+    weight_bits, act_bits = options.widths()
+    softmax_groups = options.groups if options.softmax_groups is None else options.softmax_groups
+    how = f"affine, bounds by {options.mstep}, zero point {options.zero_point}"
+    return {
+        "weights": f"{weight_bits} bits, affine, per output channel, range {options.weights}",
+        "linear inputs": f"{act_bits} bits, {options.groups} {options.linear} along '{options.linear_along}', {how}",
+        "softmax": f"{act_bits} bits, {softmax_groups} {options.softmax} along '{options.softmax_along}', from 0",
+        "query, key, value": f"{act_bits} bits, per {options.qkv}, static, percentile of {CUTS} by error",
+        "patch embedding and head": f"{options.edge_bits} bits, input per tensor",
+        "float": "LayerNorm, softmax, GELU, biases, residual additions",
+        "calibration order": "sequential" if options.sequential else "parallel, float activations",
+    }

@@ -1,0 +1,118 @@
+"""Min-max post-training quantisation: the baseline that everyone measures against.
+
+Weights per output channel, activations per tensor, all ranges from the extremes on the calibration images; the patch
+embedding and the head at 8 bits (stated in every result).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jvq.core import axes
+from jvq.core.calibrate import Track, calibrate, silent
+from jvq.core.errors import nearest
+from jvq.core.quantizer import Quantizer, State
+from jvq.core.recipe import Forward, Operand, Plan, Recipe, Sites
+from jvq.quantizers import Uniform
+from jvq.quantizers.uniform import Range
+
+EDGES = ("patch", "head", "head_dist")  #: first and last products, whose width every result states
+FLOAT = 32  #: "bits" that mean: not quantised
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Min-max quantisation. Widths: 1 to 16 bits, or 32 for float."""
+
+    bits: int = 8  # of weights and activations
+    weight_bits: int | None = None  # instead of bits
+    act_bits: int | None = None  # instead of bits
+    edge_bits: int = 8  # of the patch embedding and the head
+    keep: str = ""  # axes of activations with a range of their own where they have them, e.g. "h"
+    range: Range = "max"  # of activations
+    percentile: float = 0.1  # percent cut off at each end, with range="percentile"
+    symmetric: bool = False  # activations
+    sequential: bool = False  # calibrate each site behind quantised earlier ones
+
+    def widths(self) -> tuple[int, int]:
+        """Bits of weights and of activations."""
+        return widths(self.bits, self.weight_bits, self.act_bits)
+
+
+def widths(bits: int, weight_bits: int | None, act_bits: int | None) -> tuple[int, int]:
+    """Bits of weights and of activations, each ``bits`` unless said otherwise."""
+    return (bits if weight_bits is None else weight_bits), (bits if act_bits is None else act_bits)
+
+
+def is_edge(operand: Operand) -> bool:
+    """Whether the operand belongs to the patch embedding or a head."""
+    return operand.site.split("/")[0] in EDGES
+
+
+def outputs(operand: Operand) -> str:
+    """The letters of a weight that the product keeps: its output channels."""
+    return "".join(a for a in operand.letters if a not in operand.contracted)
+
+
+def at(bits: int, quantizer: Quantizer) -> Quantizer | None:
+    """The quantiser, or None (float) where ``bits`` says so."""
+    return None if bits == FLOAT else quantizer
+
+
+def check_letters(option: str, letters: str, known: Sites) -> None:
+    """Raises ``ValueError`` where a letter is an axis of no activation of the model."""
+    there = sorted({a for o in known.values() if o.batched for a in o.letters})
+    for a in letters:
+        if a not in there:
+            raise ValueError(f"{option}: no activation of this model has an axis '{a}'{nearest(a, there)}")
+
+
+def recipe(options: Options, known: Sites) -> Recipe:
+    """One rule an address."""
+    weight_bits, act_bits = options.widths()
+    check_letters("method.keep", options.keep, known)
+    rules: list[tuple[str, Quantizer | None]] = []
+    for address, o in known.items():
+        if o.path is not None:
+            bits = options.edge_bits if is_edge(o) else weight_bits
+            rules.append((address, at(bits, Uniform(bits, keep=outputs(o)))))
+        else:
+            bits = options.edge_bits if is_edge(o) else act_bits
+            keep = axes.ordered(set(options.keep) & set(o.letters), o.letters)
+            cut = (options.percentile,)
+            rules.append((address, at(bits, Uniform(bits, keep, options.symmetric, options.range, cut))))
+    return rules
+
+
+def fit(
+    options: Options,
+    forward: Forward,
+    params: Any,
+    images: np.ndarray,
+    plan: Plan,
+    known: Sites,
+    track: Track = silent,
+) -> Mapping[str, State]:
+    """The calibrated state of every quantiser of the plan."""
+    return calibrate(forward, params, images, plan, known, sequential=options.sequential, track=track)
+
+
+def baselines(options: Options) -> dict[str, tuple[str, Any]]:
+    """Rows shown beside this method: none."""
+    return {}
+
+
+def protocol(options: Options) -> dict[str, Any]:
+    """What has to be known to compare a result of this method."""
+    weight_bits, act_bits = options.widths()
+    return {
+        "weights": f"{weight_bits} bits, affine, per output channel, min-max",
+        "activations": f"{act_bits} bits, per tensor" + (f" and axes '{options.keep}'" if options.keep else ""),
+        "patch embedding and head": f"{options.edge_bits} bits",
+        "query, key, value": f"{act_bits} bits, per tensor",
+        "softmax": f"{act_bits} bits, per tensor",
+        "float": "LayerNorm, softmax, GELU, biases, residual additions",
+        "calibration order": "sequential" if options.sequential else "parallel, float activations",
+    }

@@ -1,0 +1,55 @@
+"""Models: one architecture a file. The only place that knows Flax."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jvq.core.dot import Dot, float_dot
+from jvq.core.errors import nearest
+from jvq.models import vit
+
+ARCHITECTURES = {"vit": (vit.Spec, vit.ViT)}
+
+__all__ = ["ARCHITECTURES", "Model", "build", "vit"]
+
+
+class Model(NamedTuple):
+    """An architecture of a given shape, as pure functions."""
+
+    architecture: str
+    spec: Any  # the architecture's frozen Spec
+    module: Any  # the Flax module
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Shape of one image: y, x, c."""
+        return (*self.spec.image, self.spec.channels)
+
+    def forward(self, params: Any, images: jax.Array, dot: Dot = float_dot) -> jax.Array:
+        """Images [b y x c] to logits [b o]."""
+        return self.module.apply({"params": params}, images, dot)
+
+    def init(self, key: jax.Array) -> Any:
+        """Fresh parameters."""
+        return jax.jit(self.module.init)(key, jnp.zeros((1, *self.image)))["params"]
+
+    def shapes(self) -> Any:
+        """The parameter tree as shapes and dtypes; nothing is computed."""
+        return jax.eval_shape(self.module.init, jax.random.key(0), jnp.zeros((1, *self.image)))["params"]
+
+
+def build(architecture: str, spec: Mapping[str, Any]) -> Model:
+    """The model of an architecture by name and the fields of its Spec; ``size="S/16"`` stands for dim, depth, heads."""
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"model.architecture '{architecture}' is not known{nearest(architecture, ARCHITECTURES)}")
+    shape, module = ARCHITECTURES[architecture]
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in spec.items() if name != "size"}
+    known = [f.name for f in dataclasses.fields(shape)]
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"model.{name}: {architecture} has no such option{nearest(name, known)}")
+    built = vit.sized(spec["size"], **fields) if spec.get("size") else shape(**fields)
+    return Model(architecture, built, module(built))

@@ -1,0 +1,156 @@
+"""The layers that the architectures share. They multiply only through the ``dot`` that they are handed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from jvq.core import axes
+from jvq.core.dot import Dot
+from jvq.core.packed import Packed
+
+Initializer = Callable[..., Any]
+
+
+def site(module: nn.Module) -> str:
+    """The module's path as the first part of an address: ``block03/attn``."""
+    return "/".join(module.path)
+
+
+def weight(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> Any:
+    """The parameter ``name`` of ``module``: a float array [shape], or the Packed leaf that stands in its place.
+
+    ``nn.Module.param`` compares every leaf's shape with the initialiser's and would refuse the packed codes.
+    """
+    if module.is_initializing() or not module.has_variable("params", name):
+        return module.param(name, init, shape)
+    value = module.get_variable("params", name)
+    if isinstance(value, Packed):
+        if value.shape != shape:
+            raise ValueError(f"{site(module)}/{name}: a packed weight of shape {value.shape}, the model has {shape}")
+        return value
+    return module.param(name, init, shape)
+
+
+def ordered_sum(x: Float[Array, "*lead n"]) -> Float[Array, "*lead 1"]:
+    """The sum over the last axis, added in one fixed order on CPU.
+
+    XLA's own reduction adds in an order that depends on the other axes' lengths, so that an image alone and the same
+    image in a batch would differ by a last bit, and its quantised activations then by whole steps. Adding halves is
+    elementwise, which nothing reorders, and no slower. Other devices' matrix products depend on the batch anyway.
+    """
+
+    def halves(x: Float[Array, "*lead n"]) -> Float[Array, "*lead 1"]:
+        width = 1 << max(x.shape[-1] - 1, 0).bit_length()
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
+        while width > 1:
+            width //= 2
+            x = x[..., :width] + x[..., width:]
+        return x
+
+    return jax.lax.platform_dependent(x, cpu=halves, default=lambda x: x.sum(axis=-1, keepdims=True))
+
+
+def softmax(scores: Float[Array, "*lead n"]) -> Float[Array, "*lead n"]:
+    """Softmax over the last axis, float32."""
+    wide = scores.astype(jnp.float32)
+    e = jnp.exp(wide - jax.lax.stop_gradient(wide.max(axis=-1, keepdims=True)))
+    return (e / ordered_sum(e)).astype(scores.dtype)
+
+
+class Linear(nn.Module):
+    """A product with a learned kernel, ``equation`` in axis letters, plus a bias over the kernel's output letters."""
+
+    equation: str  # "bnd,do->bno"
+    shape: tuple[int, ...]  # of the kernel, in its letters
+    kernel_init: Initializer = nn.initializers.lecun_normal(in_axis=0, out_axis=-1)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ..."], dot: Dot) -> Float[Array, "..."]:
+        (_, kernel_letters), out = axes.split(self.equation)
+        w = weight(self, "kernel", self.kernel_init, self.shape)
+        y = dot(site(self), self.equation, x=x, w=w)
+        kept = [i for i, a in enumerate(kernel_letters) if a in out]
+        bias = self.param("bias", nn.initializers.zeros_init(), tuple(self.shape[i] for i in kept))
+        return y + axes.expand(bias, "".join(kernel_letters[i] for i in kept), out)
+
+
+class Mlp(nn.Module):
+    """fc1, exact GELU, fc2."""
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], dot: Dot) -> Float[Array, "b n d"]:
+        dim = x.shape[-1]
+        x = Linear("bnd,do->bno", (dim, self.hidden), name="fc1")(x, dot)
+        x = jax.nn.gelu(x, approximate=False)
+        return Linear("bnd,do->bno", (self.hidden, dim), name="fc2")(x, dot)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; the fused projection is one product whose kernel has letters [d,s,h,e]."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], dot: Dot) -> Float[Array, "b n d"]:
+        here, dim = site(self), x.shape[-1]
+        e = dim // self.heads
+        # Products come out in XLA's own order (shared, left, right); turning them is left to a transposition, or the
+        # compiler chooses how to multiply by the batch size, and with it the rounding.
+        qkv = Linear("bnd,dshe->bnshe", (dim, 3, self.heads, e), name="qkv")(x, dot)
+        q, k, v = rearrange(qkv, "b n s h e -> s b h n e")
+        p = softmax(dot(f"{here}/qk", "bhqe,bhke->bhqk", q=q * e**-0.5, k=k))
+        y = dot(f"{here}/pv", "bhqk,bhke->bhqe", p=p, v=v)
+        return Linear("bnd,do->bno", (dim, dim), name="proj")(rearrange(y, "b h q e -> b q (h e)"), dot)
+
+
+class LayerScale(nn.Module):
+    """``x`` times a learned factor per channel (CaiT; used by DINOv2 and DeiT III)."""
+
+    init: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        gamma = self.param("gamma", nn.initializers.constant(self.init), (x.shape[-1],))
+        return x * gamma[None, None]
+
+
+class Norm(nn.Module):
+    """LayerNorm over the last axis, statistics in float32 by the two-pass formula that torch uses."""
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*lead d"]) -> Float[Array, "*lead d"]:
+        d = x.shape[-1]
+        lead = (1,) * (x.ndim - 1)
+        scale = self.param("scale", nn.initializers.ones_init(), (d,)).reshape(*lead, d)
+        bias = self.param("bias", nn.initializers.zeros_init(), (d,)).reshape(*lead, d)
+        wide = x.astype(jnp.float32)
+        centred = wide - ordered_sum(wide) / d
+        variance = ordered_sum(jnp.square(centred)) / d
+        return (centred * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype) * scale + bias
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    heads: int
+    hidden: int
+    eps: float
+    layer_scale: float | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], dot: Dot) -> Float[Array, "b n d"]:
+        for i, (norm, layer) in enumerate((("norm1", Attention(self.heads, name="attn")), ("norm2", Mlp(self.hidden, name="mlp"))), 1):
+            y = layer(Norm(self.eps, name=norm)(x), dot)
+            if self.layer_scale is not None:
+                y = LayerScale(self.layer_scale, name=f"scale{i}")(y)
+            x = x + y
+        return x

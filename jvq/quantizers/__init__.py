@@ -1,0 +1,6 @@
+"""Quantisers: frozen dataclasses with pure functions; one family a file."""
+
+from jvq.quantizers.grouped import Grouped
+from jvq.quantizers.uniform import Dynamic, Uniform
+
+__all__ = ["Dynamic", "Grouped", "Uniform"]

@@ -1,0 +1,179 @@
+"""Instance-aware group quantisation: frozen quantisers, chosen anew for every channel or row of every image.
+
+Source: Moon et al., Instance-Aware Group Quantization for Vision Transformers, CVPR 2024. The bounds of the groups are
+found once by EM (:mod:`jvq.quantizers.kmeans`); at run time each channel's or row's (min, max) picks the nearest group.
+Departures from the paper, each with its literal form as an option: ``mstep="mse"`` (the paper's mean clips half of the
+channels), ``zero_point="extend"`` (the clamp clips intervals without 0).
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jvq.core import axes, ranges
+from jvq.core.quantizer import Codes, State
+from jvq.core.rounding import fake_quantize
+from jvq.quantizers import kmeans
+from jvq.quantizers.uniform import check_bits, check_choice, integers, thin
+
+MStep = Literal["mse", "mean", "cover"]
+Statistics = Literal["image", "pooled"]
+MSTEPS: tuple[MStep, ...] = ("mse", "mean", "cover")
+STATISTICS: tuple[Statistics, ...] = ("image", "pooled")
+
+
+@dataclasses.dataclass(frozen=True)
+class Grouped:
+    """``groups`` frozen uniform quantisers; each index of the axes ``along``, in each image, uses the nearest one.
+
+    ``along="d"``: channels of a linear input, (min, max) over the image's tokens. ``along="hq"`` with ``nonnegative``:
+    rows of an attention map, each head for itself; ``along="q"``: one group a token, over heads.
+    State, float32, g = capacity: ``lower upper`` [g] the centres that points are assigned to (inf where padded),
+    ``scale zero`` [g] the groups' quantisers, ``levels`` [] = 2**bits - 1.
+    """
+
+    bits: int = 4
+    groups: int = 8
+    along: str = "d"
+    nonnegative: bool = False  # the lower bound is 0 and points are assigned by their maximum alone (eq. 8)
+    mstep: MStep = "mse"  # final bounds, given the groups that the EM found with means
+    zero_point: ranges.ZeroPoint = "extend"
+    distance: kmeans.Distance = "squared"
+    start: kmeans.Start = "kmeans++"
+    restarts: int = 3
+    iterations: int = 50
+    statistics: Statistics = "image"  # a point per channel and calibration image, or one pooled over the images
+    capacity: int | None = None  # length of the state's arrays, at least ``groups``: pads to the largest of a sweep
+    values: int = 2**20  # the mse step looks at no more values than about this, evenly strided: an approximation
+    seed: int = 0
+
+    def check(self, letters: str, shape: tuple[int, ...]) -> None:
+        check_bits(self.bits)
+        axes.require(self.along, letters, what="along")
+        if not self.along or "b" in self.along:
+            raise ValueError(f"along: got '{self.along}', must name axes of the operand other than the image's 'b'")
+        size = dict(zip(letters, shape, strict=True))
+        points = math.prod(size[a] for a in self.along)
+        if not 1 <= self.groups <= points:
+            raise ValueError(f"groups: got {self.groups}, must be from 1 to the {points} indices along '{self.along}'")
+        if self.capacity is not None and self.capacity < self.groups:
+            raise ValueError(f"capacity: got {self.capacity}, must be at least groups = {self.groups}")
+        for name in ("restarts", "iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, must be at least 1")
+        check_choice("mstep", self.mstep, MSTEPS)
+        check_choice("zero_point", self.zero_point, ranges.ZERO_POINTS)
+        check_choice("distance", self.distance, kmeans.DISTANCES)
+        check_choice("start", self.start, kmeans.STARTS)
+        check_choice("statistics", self.statistics, STATISTICS)
+
+    def init(self, samples: jax.Array, letters: str) -> State:
+        points = self.points(samples, letters)
+        if self.statistics == "pooled" and "b" in letters:
+            image = axes.indices("b", axes.ordered("b" + self.along, letters))
+            ends = points[..., 0].min(image, keepdims=True), points[..., 1].max(image, keepdims=True)
+            points = jnp.stack(ends, axis=-1)
+        flat = points.reshape(-1, 2)
+        found = kmeans.kmeans(
+            jax.random.key(self.seed),
+            flat,
+            self.groups,
+            start=self.start,
+            restarts=self.restarts,
+            iterations=self.iterations,
+            distance=self.distance,
+        )
+        levels = ranges.level_count(self.bits)
+        lower, upper = self._final_bounds(samples, letters, found, flat, levels)
+        scale, zero = ranges.affine(lower, upper, levels, self.zero_point)
+        pad = (0, (self.capacity or self.groups) - self.groups)
+        return {
+            "lower": jnp.pad(found.centres[:, 0], pad, constant_values=jnp.inf),
+            "upper": jnp.pad(found.centres[:, 1], pad, constant_values=jnp.inf),
+            "scale": jnp.pad(scale, pad, constant_values=1.0),
+            "zero": jnp.pad(zero, pad),
+            "levels": levels,
+        }
+
+    def apply(self, state: State, x: jax.Array, letters: str) -> jax.Array:
+        scale, zero = self._chosen(state, x, letters)
+        return fake_quantize(x, scale, zero, state["levels"], jnp.float32(1.0))
+
+    def encode(self, state: State, x: jax.Array, letters: str) -> Codes:
+        scale, zero = self._chosen(state, x, letters)
+        return integers(x, scale, zero, state["levels"])
+
+    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> int:
+        """Minima and maxima, assignment, and partial sums where the groups divide the contracted axis (spec 2.6).
+
+        Per image: ``2 beta N C`` + ``C G (3 beta + 2 beta**2)`` + ``beta (G-1) N D`` for linear inputs; for attention
+        rows ``beta H N**2`` + ``beta H N G``: a row's scale factors out of the sum.
+        """
+        size = dict(zip(letters, shape, strict=True))
+        points = math.prod(size[a] for a in self.along)
+        find = beta * math.prod(shape) * (1 if self.nonnegative else 2)
+        choose = points * self.groups * (beta if self.nonnegative else 3 * beta + 2 * beta**2)
+        divided = any(a in contracted for a in self.along)
+        return find + choose + (beta * (self.groups - 1) * product if divided else 0)
+
+    def points(self, x: jax.Array, letters: str) -> jax.Array:
+        """(min, max) over all other axes, float32: [b along 2]; the minimum is 0 where ``nonnegative``."""
+        kept = "b" + self.along
+        over = axes.others(kept, letters)
+        lower, upper = ranges.extremes(x, over)
+        if self.nonnegative:
+            lower = jnp.zeros_like(upper)
+        return jnp.stack([lower, upper], axis=-1).squeeze(over)
+
+    def assignment(self, state: State, x: jax.Array, letters: str) -> jax.Array:
+        """The group of every index ``along`` in every image: int32 [b along], letters in the operand's order."""
+        centres = jnp.stack([state["lower"], state["upper"]], axis=-1)
+        return kmeans.assign(self.points(x, letters), centres, self.distance).astype(jnp.int32)
+
+    def _chosen(self, state: State, x: jax.Array, letters: str) -> tuple[jax.Array, jax.Array]:
+        """Each point's scale and zero point, expanded onto the operand's axes."""
+        group = self.assignment(state, jax.lax.stop_gradient(x), letters)
+        kept = axes.ordered("b" + self.along, letters)
+        return tuple(axes.expand(jnp.take(state[name], group, axis=0), kept, letters) for name in ("scale", "zero"))
+
+    def _final_bounds(
+        self, samples: jax.Array, letters: str, found: kmeans.Fit, points: jax.Array, levels: jax.Array
+    ) -> ranges.Bounds:
+        """The groups' bounds [g], [g] by the chosen M-step; a group without points keeps its centre."""
+        lower, upper = found.centres[:, 0], found.centres[:, 1]
+        if self.mstep == "mean":
+            return lower, upper
+        member = jax.nn.one_hot(found.group, self.groups, dtype=bool)
+        there = member.any(axis=0)
+        lowest = jnp.where(member, points[:, :1], jnp.inf).min(axis=0)
+        highest = jnp.where(member, points[:, 1:], -jnp.inf).max(axis=0)
+        lower, upper = jnp.where(there, lowest, lower), jnp.where(there, highest, upper)
+        if self.mstep == "cover":
+            return lower, upper
+        return self._least_error(samples, letters, found, (lower, upper), levels)
+
+    def _least_error(
+        self, samples: jax.Array, letters: str, found: kmeans.Fit, cover: ranges.Bounds, levels: jax.Array
+    ) -> ranges.Bounds:
+        """Bounds of least squared error of the values in each group, searched from the covering ones."""
+        kept = axes.ordered("b" + self.along, letters)
+        over = axes.others(kept, letters)
+        x = thin(samples.astype(jnp.float32), over, self.values)
+        shape = tuple(x.shape[i] for i in axes.indices(kept, letters))
+        if self.statistics == "pooled" and "b" in letters:
+            pooled = tuple(1 if a == "b" else n for a, n in zip(kept, shape, strict=True))
+            group = jnp.broadcast_to(found.group.reshape(pooled), shape)
+        else:
+            group = found.group.reshape(shape)
+        member = jax.nn.one_hot(group.reshape(-1), self.groups, dtype=jnp.float32)
+
+        def error(lower: jax.Array, upper: jax.Array) -> jax.Array:
+            scale, zero = ranges.affine(lower, upper, levels, self.zero_point)
+            s, z = (axes.expand(jnp.take(t, group, axis=0), kept, letters) for t in (scale, zero))
+            off = jnp.square(x - fake_quantize(x, s, z, levels, jnp.float32(1.0))).sum(axis=over)
+            return jnp.einsum("p,pg->g", off.reshape(-1), member, precision=jax.lax.Precision.HIGHEST)
+
+        return ranges.least_error(*cover, error)

@@ -1,0 +1,327 @@
+"""One run: load, plan, fit, freeze, evaluate, report."""
+
+import dataclasses
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvq import accounting, evaluate
+from jvq.config import Run
+from jvq.core.freeze import freeze
+from jvq.core.quantizer import Quantizer, State
+from jvq.core.recipe import Sites, matching, resolve, sites
+from jvq.data import Loader, Preprocess, Source, open_source, sample, train_batches
+from jvq.data.augment import flip_and_shift
+from jvq.methods import METHODS, supervised
+from jvq.methods.minmax import FLOAT
+from jvq.models import build
+from jvq.models.weights import Checkpoint, open_weights, resized, save
+from jvq.report import SCHEMA, Console, show, write
+
+
+@dataclasses.dataclass
+class Stages:
+    """Seconds by stage, in order."""
+
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to ``name``."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table: a method with its options, and its plan."""
+
+    name: str
+    method: Any  # module of jvq.methods
+    options: Any
+    plan: Mapping[str, Quantizer]
+
+
+def run(cfg: Run, workdir: Path, console: Console, command: str = "") -> dict[str, Any]:
+    """The report of a run, also written to ``workdir`` and shown. Raises ``ValueError`` for what the user can mend."""
+    work = _train if cfg.method_name == "supervised" else _quantize
+    report = {"schema": SCHEMA, "command": command or "jvq.run", **_environment(), "seed": cfg.seed}
+    report |= work(cfg, workdir, console)
+    write(report, workdir)
+    show(report, console)
+    console.say(f"report: {workdir / 'report.md'}")
+    return report
+
+
+def plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, list[Row]]:
+    """The model's operands, and the rows that this run compares, each with its resolved plan."""
+    known = sites(checkpoint.model.forward, checkpoint.params, checkpoint.model.image)
+    wanted = {cfg.method_name: (cfg.method_name, cfg.method), **METHODS[cfg.method_name].baselines(cfg.method)}
+    rows = [Row(name, METHODS[kind], options, planned(kind, options, cfg.rules, known)) for name, (kind, options) in wanted.items()]
+    order = ["minmax", cfg.method_name]
+    return known, sorted(rows, key=lambda row: order.index(row.name) if row.name in order else len(order))
+
+
+def planned(kind: str, options: Any, rules: str, known: Sites) -> dict[str, Quantizer]:
+    """The plan of a method, with the run's ``rules`` ("pattern=bits,pattern=float") laid over its recipe."""
+    recipe = list(METHODS[kind].recipe(options, known))
+    for rule in filter(None, (part.strip() for part in rules.split(","))):
+        pattern, equals, width = rule.rpartition("=")
+        if not equals or not (width == "float" or width.isdigit()):
+            raise ValueError(f"rules: '{rule}' must read 'pattern=bits' or 'pattern=float'")
+        chosen = {a: q for p, q in recipe for a in matching(p, known)}
+        for address in matching(pattern, known):
+            old = chosen.get(address)
+            if width == "float" or int(width) == FLOAT:
+                recipe.append((address, None))
+            elif old is None:
+                raise ValueError(f"rules: '{rule}': {address} is float in method '{kind}', it has no bits to change")
+            else:
+                recipe.append((address, dataclasses.replace(old, bits=int(width))))  # type: ignore[type-var]
+    return resolve(recipe, known)
+
+
+def load(cfg: Run) -> tuple[Checkpoint, Preprocess]:
+    """The checkpoint and its preprocessing."""
+    if not cfg.weights:
+        raise ValueError("config: 'weights' is empty: name an embedded checkpoint (fashion_vit) or a file")
+    checkpoint = open_weights(cfg.weights)
+    if cfg.resolution is not None:
+        checkpoint = resized(checkpoint, (cfg.resolution, cfg.resolution))
+    return checkpoint, Preprocess.from_dict(checkpoint.preprocess)
+
+
+def _quantize(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
+    stages = Stages()
+    with stages.stage("load"):
+        checkpoint, preprocess = load(cfg)
+        test = open_source(cfg.data.name, cfg.data.test, cfg.data.dir)
+        _same_classes(test, checkpoint)
+        loader = _loader(cfg, test, preprocess)
+        known, rows = plans(cfg, checkpoint)
+        train = open_source(cfg.data.name, cfg.data.train, cfg.data.dir)
+        drawn = sample(train, preprocess, cfg.data.calibration, cfg.seed)
+    with stages.stage("evaluate"):
+        reference, float_row = _float_row(checkpoint, known, loader, console)
+    main = next(row for row in rows if row.name == cfg.method_name)
+    forward, table, apart, state = checkpoint.model.forward, [float_row], 0.0, {}
+    first = next(iter(loader))["image"]
+    for row in rows:
+        with stages.stage("fit"):
+            console.say(f"{row.name}: fitting {len(row.plan)} quantisers on {len(drawn.images)} images")
+            fitted = row.method.fit(
+                row.options, forward, checkpoint.params, drawn.images, row.plan, known, track=console.track
+            )
+        with stages.stage("freeze"):
+            packed = Frozen.of(checkpoint, row.plan, fitted, known)
+        with stages.stage("evaluate"):
+            table.append(_row(row, packed, known, loader, reference, console))
+        if row is main:
+            state = fitted
+            with stages.stage("check"):  # that packing changes nothing
+                fake = evaluate.runner(forward, row.plan)(checkpoint.params, fitted, jnp.asarray(first))
+                apart = float(jnp.abs(packed(jnp.asarray(first)) - fake).max())
+    with stages.stage("sites"):
+        found = _sites(main, state, checkpoint, known, first[:64])
+    report = {
+        "seconds": stages.seconds,
+        "method": cfg.method_name,
+        "model": _model(checkpoint, cfg.weights),
+        "data": {"name": test.name, "split": cfg.data.test, "images": len(reference.labels), "skipped": loader.skipped},
+        "protocol": main.method.protocol(main.options)
+        | {
+            "rules": cfg.rules or "none",
+            "calibration": f"{len(drawn.images)} images of {train.name} ({cfg.data.train}), drawn by seed {cfg.seed}",
+            "packed against fake quantisation": f"largest difference of logits {apart:.1e}",
+        },
+        "bops_formula": accounting.FORMULA,
+        "rows": table,
+        "sites": found,
+        "warnings": _warnings(loader),
+    }
+    return report
+
+
+def _loader(cfg: Run, source: Source, preprocess: Preprocess) -> Loader:
+    if cfg.data.images is not None and cfg.data.images < 1:
+        raise ValueError(f"config: data.images must be at least 1, got {cfg.data.images}")
+    count = len(source) if cfg.data.images is None else min(cfg.data.images, len(source))
+    return Loader(source, preprocess, min(cfg.data.batch, count), np.arange(count))
+
+
+def _same_classes(source: Source, checkpoint: Checkpoint) -> None:
+    """Raises ``ValueError`` where the data has more classes than the head."""
+    classes = checkpoint.model.spec.classes
+    if len(source.classes) > classes:
+        raise ValueError(f"data: {source.name} has {len(source.classes)} classes, the model's head {classes}")
+
+
+def _float_row(
+    checkpoint: Checkpoint, known: Sites, loader: Loader, console: Console
+) -> tuple[evaluate.Predictions, dict[str, Any]]:
+    run = evaluate.runner(checkpoint.model.forward, {})
+    reference = evaluate.predict(
+        lambda x: run(checkpoint.params, {}, x), loader, "evaluating float", track=console.track
+    )
+    got = evaluate.score(reference, reference)
+    size = accounting.tree_bytes(checkpoint.params)
+    return reference, {"name": "float", **got._asdict(), "bytes": size, "bops": accounting.bops(known, {})}
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """A model with packed weights, ready to run: ``frozen(images [b y x c]) -> logits [b o]``."""
+
+    params: Any
+    qstate: Mapping[str, State]
+    run: Any
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, plan: Mapping[str, Quantizer], qstate: Any, known: Sites) -> "Frozen":
+        """The checkpoint under a plan."""
+        params, rest, state = freeze(checkpoint.params, plan, qstate, known)
+        return cls(params, state, evaluate.runner(checkpoint.model.forward, rest))
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.run(self.params, self.qstate, images)
+
+
+def _row(
+    row: Row, frozen: Frozen, known: Sites, loader: Loader, reference: evaluate.Predictions, console: Console
+) -> dict[str, Any]:
+    """The table's line of a method, evaluated with its weights packed."""
+    got = evaluate.predict(frozen, loader, f"evaluating {row.name}", track=console.track)
+    costs = {"bytes": accounting.tree_bytes(frozen.params, frozen.qstate), "bops": accounting.bops(known, row.plan)}
+    return {"name": row.name, **evaluate.score(reference, got)._asdict(), **costs}
+
+
+def _sites(
+    row: Row, qstate: Mapping[str, State], checkpoint: Checkpoint, known: Sites, images: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    letters = {address: o.letters for address, o in known.items()}
+    forward = checkpoint.model.forward
+    errors = evaluate.site_errors(forward, checkpoint.params, row.plan, qstate, letters, images)
+    return {
+        address: {
+            "quantizer": type(q).__name__,
+            "letters": known[address].letters,
+            "bits": q.bits,
+            "groups": getattr(q, "groups", None),
+            "relative_error": errors[address],
+        }
+        for address, q in row.plan.items()
+    }
+
+
+def _train(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
+    """Trains a float model from scratch and writes ``weights.safetensors`` and ``metrics.jsonl``."""
+    stages, options = Stages(), cfg.method
+    with stages.stage("load"):
+        spec = {name: value for name, value in cfg.model.items() if name != "architecture"}
+        model = build(cfg.model.get("architecture", "vit"), spec)
+        preprocess = Preprocess.from_dict(cfg.preprocess)
+        train = open_source(cfg.data.name, cfg.data.train, cfg.data.dir)
+        test = open_source(cfg.data.name, cfg.data.test, cfg.data.dir)
+        loader = _loader(cfg, test, preprocess)
+        init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
+        params = model.init(init_key)
+    log = workdir / "metrics.jsonl"
+    log.unlink(missing_ok=True)
+    steps = options.schedule(len(train)).steps
+    with stages.stage("train"), console.steps(steps, f"training {options.epochs} epochs") as bar:
+        stream = train_batches(train, options.batch, cfg.seed, options.epochs)
+        prepare = _prepare(preprocess, options)
+        params = supervised.train(
+            options, model.forward, params, stream, prepare, len(train), train_key, log=log, on_step=bar.at
+        )
+    with stages.stage("evaluate"):
+        notes = {"command": f"configs/{cfg.name}.py", "seed": cfg.seed, "data": cfg.data.name}
+        checkpoint = Checkpoint(model, params, preprocess.to_dict(), notes)
+        known = sites(model.forward, params, model.image)
+        reference, row = _float_row(checkpoint, known, loader, console)
+    save(dataclasses.replace(checkpoint, notes={**notes, "top1": row["top1"]}), workdir / "weights.safetensors")
+    return {
+        "seconds": stages.seconds,
+        "method": cfg.method_name,
+        "model": _model(checkpoint, cfg.name),
+        "data": {"name": test.name, "split": cfg.data.test, "images": len(reference.labels), "skipped": loader.skipped},
+        "protocol": METHODS[cfg.method_name].protocol(options),
+        "bops_formula": accounting.FORMULA,
+        "rows": [row],
+        "sites": {},
+        "warnings": _warnings(loader),
+    }
+
+
+def _prepare(preprocess: Preprocess, options: Any) -> Any:
+    """``prepare(key, uint8 images [b y x c])``: augmented and normalised, for use inside a jitted step."""
+    mean = np.asarray(preprocess.mean, np.float32).reshape(1, 1, 1, -1)
+    std = np.asarray(preprocess.std, np.float32).reshape(1, 1, 1, -1)
+
+    def prepare(key: jax.Array, images: jax.Array) -> jax.Array:
+        moved = flip_and_shift(key, images, options.shift).astype(jnp.float32)
+        return (moved / 255.0 - mean) / std
+
+    return prepare
+
+
+def _model(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    count = sum(int(x.size) for x in jax.tree.leaves(checkpoint.params))
+    spec = dataclasses.asdict(checkpoint.model.spec)
+    return {"name": name, "architecture": checkpoint.model.architecture, "parameters": count, "spec": spec}
+
+
+def _warnings(loader: Loader) -> list[str]:
+    skipped = loader.skipped
+    return [f"{len(skipped)} images could not be read and were left out, the first: {skipped[0]}"] if skipped else []
+
+
+def _environment() -> dict[str, Any]:
+    """Commit, versions and device."""
+    packages = ("jvq", "jax", "jaxlib", "flax", "numpy", "grain")
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in packages}
+    devices = jax.devices()
+    device = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+    return {"commit": _commit(), "versions": versions, "device": device}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that jvq runs from, with ``-dirty`` where it has changes; None outside one."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top) != here.parent:
+        return None
+    return (git("rev-parse", "HEAD") or "none") + ("-dirty" if git("status", "--porcelain") else "")
+
+
+def command_line() -> str:
+    """The command that started this process."""
+    return " ".join(["python -m jvq.main", *sys.argv[1:]])

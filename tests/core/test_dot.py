@@ -1,0 +1,158 @@
+"""The seam: each dot does what it says, and dots nest in any order."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvq.core.dot import Dot, float_dot, packed_dot, perturbed, quantized, recording
+from jvq.core.packed import Packed
+from jvq.core.quantizer import Codes
+from jvq.quantizers import Uniform
+
+X = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+W1 = np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
+W2 = np.random.default_rng(2).normal(size=(6, 2)).astype(np.float32)
+JX, J1, J2 = (jnp.asarray(a) for a in (X, W1, W2))
+EQUATION = "bnd,do->bno"
+
+
+def everything(address: str) -> bool:
+    return True
+
+
+def model(x, w1, w2, dot):
+    hidden = jnp.tanh(dot("one", EQUATION, x=x, w=w1))
+    return dot("two", EQUATION, x=hidden, w=w2)
+
+
+def loss(x, w1, w2, dot):
+    return jnp.square(model(x, w1, w2, dot)).sum()
+
+
+def minmax(x: np.ndarray, bits: int) -> np.ndarray:
+    """Affine fake quantisation of a tensor between its extremes (which enclose 0), in float32."""
+    levels = np.float32(2**bits - 1)
+    scale = (x.max() - x.min()) / levels
+    zero = np.clip(np.round(-x.min() / scale), 0, levels)
+    return scale * (np.clip(np.round(x / scale) + zero, 0, levels) - zero)
+
+
+@pytest.mark.parametrize("equation", ["bnd,do->bno", "bqhe,bkhe->bhqk", "bnd,dshe->sbnhe"])
+def test_float_dot_is_the_product_in_the_order_written(equation, rng):
+    sizes = dict(zip("bndoqkhes", (2, 3, 4, 5, 3, 6, 2, 4, 3), strict=True))
+    shapes = [[sizes[a] for a in letters] for letters in equation.split("->")[0].split(",")]
+    a, b = (rng.normal(size=s).astype(np.float32) for s in shapes)
+    want = np.einsum(equation, a.astype(np.float64), b.astype(np.float64))
+    # names in the reverse of the alphabet: the order of writing counts
+    np.testing.assert_allclose(float_dot("s", equation, z=jnp.asarray(a), a=jnp.asarray(b)), want, atol=1e-5)
+
+
+def test_every_dot_is_a_dot():
+    for dot in (float_dot, packed_dot(), recording({}, everything), perturbed({}), quantized({}, {})):
+        assert isinstance(dot, Dot)
+
+
+def test_recording_keeps_the_chosen_operands_and_products():
+    @jax.jit
+    def run(x, w1, w2):
+        tape = {}
+        model(x, w1, w2, recording(tape, lambda a: a.startswith("one.") and a != "one.w"))
+        return tape
+
+    tape = run(X, W1, W2)
+    assert list(tape) == ["one.x", "one.y"]
+    np.testing.assert_array_equal(tape["one.x"], X)
+    np.testing.assert_allclose(tape["one.y"], np.einsum("bnd,do->bno", X, W1), atol=1e-5)
+
+
+def test_an_address_recorded_twice_is_an_error():
+    tape = {}
+    dot = recording(tape, everything)
+    dot("one", EQUATION, x=JX, w=J1)
+    with pytest.raises(ValueError, match=r"one\.x is recorded twice"):
+        dot("one", EQUATION, x=JX, w=J1)
+
+
+def test_recording_changes_no_product():
+    plain = jax.jit(lambda *a: model(*a, float_dot))(X, W1, W2)
+    np.testing.assert_array_equal(jax.jit(lambda *a: model(*a, recording({}, everything)))(X, W1, W2), plain)
+
+
+def test_the_gradient_of_a_perturbation_is_the_gradient_of_the_product():
+    eps = {"one.y": jnp.zeros((3, 4, 6)), "two.y": jnp.zeros((3, 4, 2))}
+    got = jax.jit(jax.grad(lambda e: loss(JX, J1, J2, perturbed(e))))(eps)
+    x, w1, w2 = (a.astype(np.float64) for a in (X, W1, W2))
+    y1 = x @ w1
+    y2 = np.tanh(y1) @ w2
+    np.testing.assert_allclose(got["two.y"], 2 * y2, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got["one.y"], (2 * y2 @ w2.T) * (1 - np.tanh(y1) ** 2), rtol=1e-4, atol=1e-4)
+    step = 1e-5  # and a central difference in float64, at one value
+    for at in [(0, 0, 0), (2, 3, 5)]:
+        up, down = y1.copy(), y1.copy()
+        up[at] += step
+        down[at] -= step
+        slope = (((np.tanh(up) @ w2) ** 2).sum() - ((np.tanh(down) @ w2) ** 2).sum()) / (2 * step)
+        np.testing.assert_allclose(got["one.y"][at], slope, rtol=1e-3)
+
+
+def test_a_perturbation_is_added_to_its_product_only():
+    e = jnp.full((3, 4, 2), 0.5)
+    moved = jax.jit(lambda e: model(JX, J1, J2, perturbed({"two.y": e})))(e)
+    np.testing.assert_allclose(moved, np.tanh(X @ W1) @ W2 + 0.5, atol=1e-5)
+
+
+def test_quantized_passes_the_planned_operands_through_their_quantiser():
+    plan = {"one.x": Uniform(bits=3), "one.w": Uniform(bits=4)}
+    qstate = {"one.x": plan["one.x"].init(JX, "bnd"), "one.w": plan["one.w"].init(J1, "do")}
+    got = jax.jit(lambda q, x: model(x, J1, J2, quantized(plan, q)))(qstate, X)
+    np.testing.assert_allclose(got, np.tanh(minmax(X, 3) @ minmax(W1, 4)) @ W2, atol=1e-5)
+
+
+def test_quantized_lets_gradients_through():
+    plan = {"one.x": Uniform(bits=8)}
+    qstate = {"one.x": plan["one.x"].init(JX, "bnd")}
+    grad = jax.jit(jax.grad(loss), static_argnums=3)
+    exact = grad(JX, J1, J2, float_dot)
+    through = jax.jit(jax.grad(lambda x: loss(x, J1, J2, quantized(plan, qstate))))(JX)
+    np.testing.assert_allclose(through, exact, atol=0.05 * np.abs(exact).max())
+    assert np.abs(through).min() > 0
+
+
+CODES = np.random.default_rng(3).integers(0, 16, (5, 6)).astype(np.int32)
+SCALE = np.linspace(0.1, 0.2, 6, dtype=np.float32)[None]
+ZERO = np.full((1, 6), 7, np.int32)
+EPS = np.random.default_rng(4).normal(size=(3, 4, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["recording", "perturbed", "quantized", "packed"])))
+def test_dots_nest_in_any_order(order):
+    """Outermost first: the product is the same, and a recording sees what reaches it."""
+    leaf = Packed.of(Codes(jnp.asarray(CODES), jnp.asarray(SCALE), jnp.asarray(ZERO)), 4)
+    plan = {"one.x": Uniform(bits=3)}
+    qstate = {"one.x": plan["one.x"].init(JX, "bnd")}
+
+    @jax.jit
+    def run(x, w, eps, qstate):
+        tape = {}
+        nest = {
+            "recording": lambda inner: recording(tape, everything, inner),
+            "perturbed": lambda inner: perturbed({"one.y": eps}, inner),
+            "quantized": lambda inner: quantized(plan, qstate, inner),
+            "packed": packed_dot,
+        }
+        dot = float_dot
+        for name in reversed(order):
+            dot = nest[name](dot)
+        return dot("one", EQUATION, x=x, w=w), tape
+
+    product, tape = run(X, leaf, EPS, qstate)
+    w = SCALE * (CODES - ZERO).astype(np.float32)
+    bare = minmax(X, 3) @ w
+    np.testing.assert_allclose(product, bare + EPS, atol=1e-5)
+    outside = {name: order.index("recording") < order.index(name) for name in order}
+    np.testing.assert_allclose(tape["one.x"], X if outside["quantized"] else minmax(X, 3), rtol=1e-6)
+    assert isinstance(tape["one.w"], Packed) == outside["packed"]
+    np.testing.assert_allclose(tape["one.y"], bare + EPS if outside["perturbed"] else bare, atol=1e-5)

@@ -1,0 +1,150 @@
+"""Packed weights: the layout, its size, and that a packed leaf is an ordinary leaf of the parameter tree."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jvq.core.calibrate import calibrate
+from jvq.core.dot import float_dot, packed_dot, quantized
+from jvq.core.freeze import freeze
+from jvq.core.packed import Packed, pack_bits, unpack_bits
+from jvq.core.quantizer import Codes
+from jvq.core.recipe import resolve
+from jvq.quantizers import Grouped, Uniform
+
+SHAPES = [(8,), (1,), (13,), (16, 3), (7, 5), (9, 2, 3, 2)]
+
+
+def planes_by_hand(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Byte j of plane i holds bit i of codes 8j..8j+7, lowest bit first: written with loops, from the docstring."""
+    k = codes.shape[0]
+    planes = np.zeros((bits, -(-k // 8), *codes.shape[1:]), np.uint8)
+    for i in range(bits):
+        for j in range(k):
+            planes[i, j // 8] |= (((codes[j] >> i) & 1) << (j % 8)).astype(np.uint8)
+    return planes
+
+
+pack = jax.jit(pack_bits, static_argnums=1)
+unpack = jax.jit(unpack_bits, static_argnums=1)
+
+
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_every_width_survives_the_round_trip(bits, rng):
+    shape = SHAPES[bits % len(SHAPES)]
+    codes = rng.integers(0, 2**bits, shape).astype(np.int32)
+    codes.flat[0], codes.flat[-1] = 0, 2**bits - 1
+    planes = pack(codes, bits)
+    assert planes.dtype == jnp.uint8
+    np.testing.assert_array_equal(planes, planes_by_hand(codes, bits))
+    np.testing.assert_array_equal(unpack(planes, shape[0]), codes)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_length_and_rank_survives_the_round_trip(shape, rng):
+    codes = rng.integers(0, 16, shape).astype(np.int32)
+    planes = pack(codes, 4)
+    assert planes.shape == (4, -(-shape[0] // 8), *shape[1:])
+    np.testing.assert_array_equal(planes, planes_by_hand(codes, 4))
+    np.testing.assert_array_equal(unpack(planes, shape[0]), codes)
+
+
+@settings(max_examples=30, deadline=None)
+@given(bits=st.sampled_from([1, 3, 7, 16]), count=st.sampled_from([1, 8, 11]), data=st.data())
+def test_round_trip_of_any_codes(bits, count, data):
+    values = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=count, max_size=count))
+    assert unpack(pack(np.array(values, np.int32), bits), count).tolist() == values
+
+
+def packed(rng, bits=4, shape=(9, 6)):
+    codes = rng.integers(0, 2**bits, shape).astype(np.int32)
+    scale = rng.uniform(0.1, 1, (1, shape[1])).astype(np.float32)
+    zero = rng.integers(0, 2**bits, (1, shape[1])).astype(np.int32)
+    leaf = Packed.of(Codes(jnp.asarray(codes), jnp.asarray(scale), jnp.asarray(zero)), bits)
+    return leaf, scale * (codes - zero).astype(np.float32)
+
+
+def test_unpack_is_scale_times_codes_minus_zero(rng):
+    leaf, value = packed(rng)
+    assert leaf.shape == (9, 6)
+    assert leaf.bits == 4
+    np.testing.assert_array_equal(leaf.unpack(), value)
+
+
+@pytest.mark.parametrize(("bits", "rows"), [(1, 8), (4, 9), (6, 16), (16, 17)])
+def test_bytes_are_bits_per_code_plus_scales_and_zeros(bits, rows, rng):
+    leaf, _ = packed(rng, bits, (rows, 6))
+    assert leaf.nbytes == bits * -(-rows // 8) * 6 + 4 * 6 + 4 * 6
+
+
+def test_packed_is_a_pytree_through_jit_and_abstract_evaluation(rng):
+    leaf, value = packed(rng)
+    tree = {"fc": {"kernel": leaf, "bias": jnp.zeros(6)}}
+    back, unpacked = jax.jit(lambda t: (t["fc"]["kernel"], t["fc"]["kernel"].unpack()))(tree)
+    np.testing.assert_array_equal(unpacked, value)
+    assert isinstance(back, Packed)
+    assert back.shape == leaf.shape
+    assert len(jax.tree.leaves(tree)) == 4
+    abstract = jax.eval_shape(lambda t: t, tree)["fc"]["kernel"]
+    assert isinstance(abstract, Packed)
+    assert jax.eval_shape(Packed.unpack, abstract).shape == leaf.shape
+    np.testing.assert_array_equal(jax.device_get(leaf).planes, leaf.planes)
+    assert jax.tree.map(lambda x: x.shape, leaf).planes == (4, 2, 6)
+
+
+@pytest.fixture(scope="module")
+def frozen(tiny):
+    """The tiny model with weights per output channel at 4 bits, activations at 6, before and after freezing."""
+    recipe = [
+        ("*.x", Uniform(bits=6)),
+        ("head.w", Uniform(bits=4, keep="o")),
+        ("attn/qkv.w", Uniform(bits=3, keep="sh")),
+    ]
+    recipe += [("stem.w", Grouped(bits=2, groups=3, along="o", mstep="cover", start="quantile"))]
+    plan = resolve(recipe, tiny.known)
+    qstate = calibrate(tiny.forward, tiny.params, tiny.images, plan, tiny.known)
+    return plan, qstate, freeze(tiny.params, plan, qstate, tiny.known)
+
+
+def test_a_frozen_model_computes_what_fake_quantisation_computes(tiny, frozen):
+    plan, qstate, (params, rest, left) = frozen
+    want = jax.jit(lambda p, q, x: tiny.forward(p, x, quantized(plan, q)))(tiny.params, qstate, tiny.images)
+    run = jax.jit(lambda p, q, x: tiny.forward(p, x, quantized(rest, q, packed_dot())))
+    np.testing.assert_allclose(run(params, left, tiny.images), want, atol=1e-5)
+    exact = tiny.outputs(tiny.params, tiny.images, float_dot)
+    assert np.abs(want - exact).max() > 0.1  # the plan did something
+
+
+def test_freezing_leaves_the_activations_to_the_plan(tiny, frozen):
+    plan, qstate, (_, rest, left) = frozen
+    assert list(rest) == [a for a in plan if a.endswith(".x")] == list(left)
+    assert all(left[a] is qstate[a] for a in rest)
+
+
+def test_freezing_replaces_exactly_the_planned_weights(tiny, frozen):
+    plan, qstate, (params, _, _) = frozen
+    leaves = {
+        "stem.w": params["stem"]["kernel"],
+        "attn/qkv.w": params["attn"]["qkv"]["kernel"],
+        "head.w": params["head"]["kernel"],
+    }
+    for address, leaf in leaves.items():
+        assert isinstance(leaf, Packed)
+        assert leaf.shape == tiny.known[address].shape
+        assert leaf.bits == plan[address].bits
+    assert isinstance(tiny.params["stem"]["kernel"], jax.Array)  # the float tree is as it was
+    half = {a: q for a, q in plan.items() if a != "head.w"}
+    params, _, _ = freeze(tiny.params, half, qstate, tiny.known)
+    assert params["head"]["kernel"] is tiny.params["head"]["kernel"]
+
+
+def test_a_packed_weight_is_within_half_a_step_of_the_float_one(tiny, frozen):
+    _, _, (params, _, _) = frozen
+    leaf, kernel = params["head"]["kernel"], np.asarray(tiny.params["head"]["kernel"])
+    step = np.maximum(kernel.max(axis=0), 0) - np.minimum(kernel.min(axis=0), 0)
+    inside = step[None] / 15 * 0.5001
+    assert (np.abs(np.asarray(leaf.unpack()) - kernel) <= 2 * inside).all()  # the ends move by up to half a step
+    assert (np.abs(np.asarray(leaf.unpack()) - kernel) <= inside).mean() > 0.7
