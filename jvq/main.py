@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"--config is missing, e.g. --config configs/igq_demo.py{nearest('', _configs('configs'))}")
     from jvq import report, run
     from jvq.config import typed
+    from jvq.environment import command_line
 
     cfg, console = typed(CONFIG.value), report.Console()
     if SITES.value or DRY.value:
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
     new = not workdir.exists()
     report.claim(workdir, OVERWRITE.value)
     try:
-        run.run(cfg, workdir, console, run.command_line())
+        run.run(cfg, workdir, console, command_line())
     except ValueError:
         if new:
             with contextlib.suppress(OSError):  # where something was written, it stays

@@ -1,13 +1,9 @@
 """One run: load, plan, fit, freeze, evaluate, report."""
 
 import dataclasses
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,7 @@ from jvq.core.quantizer import Quantizer, State
 from jvq.core.recipe import Sites, matching, resolve, sites
 from jvq.data import Loader, Preprocess, Source, open_source, sample, train_batches
 from jvq.data.augment import flip_and_shift
+from jvq.environment import environment
 from jvq.methods import METHODS, supervised
 from jvq.methods.minmax import FLOAT
 from jvq.models import build
@@ -58,7 +55,7 @@ class Row:
 def run(cfg: Run, workdir: Path, console: Console, command: str = "") -> dict[str, Any]:
     """The report of a run, also written to ``workdir`` and shown. Raises ``ValueError`` for what the user can mend."""
     work = _train if cfg.method_name == "supervised" else _quantize
-    report = {"schema": SCHEMA, "command": command or "jvq.run", **_environment(), "seed": cfg.seed}
+    report = {"schema": SCHEMA, "command": command or "jvq.run", **environment(), "seed": cfg.seed}
     report |= work(cfg, workdir, console)
     write(report, workdir)
     show(report, console)
@@ -70,7 +67,10 @@ def plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, list[Row]]:
     """The model's operands, and the rows that this run compares, each with its resolved plan."""
     known = sites(checkpoint.model.forward, checkpoint.params, checkpoint.model.image)
     wanted = {cfg.method_name: (cfg.method_name, cfg.method), **METHODS[cfg.method_name].baselines(cfg.method)}
-    rows = [Row(name, METHODS[kind], options, planned(kind, options, cfg.rules, known)) for name, (kind, options) in wanted.items()]
+    rows = [
+        Row(name, METHODS[kind], options, planned(kind, options, cfg.rules, known))
+        for name, (kind, options) in wanted.items()
+    ]
     order = ["minmax", cfg.method_name]
     return known, sorted(rows, key=lambda row: order.index(row.name) if row.name in order else len(order))
 
@@ -287,41 +287,3 @@ def _model(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 def _warnings(loader: Loader) -> list[str]:
     skipped = loader.skipped
     return [f"{len(skipped)} images could not be read and were left out, the first: {skipped[0]}"] if skipped else []
-
-
-def _environment() -> dict[str, Any]:
-    """Commit, versions and device."""
-    packages = ("jvq", "jax", "jaxlib", "flax", "numpy", "grain")
-    versions = {"python": platform.python_version()} | {name: _version(name) for name in packages}
-    devices = jax.devices()
-    device = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
-    return {"commit": _commit(), "versions": versions, "device": device}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that jvq runs from, with ``-dirty`` where it has changes; None outside one."""
-    here = Path(__file__).parent
-
-    def git(*args: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    top = git("rev-parse", "--show-toplevel")
-    if top is None or Path(top) != here.parent:
-        return None
-    return (git("rev-parse", "HEAD") or "none") + ("-dirty" if git("status", "--porcelain") else "")
-
-
-def command_line() -> str:
-    """The command that started this process."""
-    return " ".join(["python -m jvq.main", *sys.argv[1:]])

@@ -52,7 +52,9 @@ def train(
 ) -> Any:
     """The trained parameters. ``prepare(key, uint8 images)`` augments and normalises, inside the step."""
 
-    def loss(params: Any, batch: Mapping[str, jax.Array], key: Key[Array, ""]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        params: Any, batch: Mapping[str, jax.Array], key: Key[Array, ""]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         logits = forward(params, prepare(key, batch["image"]))
         labels = batch["label"]
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), options.smoothing)

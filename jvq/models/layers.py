@@ -148,7 +148,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], dot: Dot) -> Float[Array, "b n d"]:
-        for i, (norm, layer) in enumerate((("norm1", Attention(self.heads, name="attn")), ("norm2", Mlp(self.hidden, name="mlp"))), 1):
+        for i, (norm, layer) in enumerate(
+            (("norm1", Attention(self.heads, name="attn")), ("norm2", Mlp(self.hidden, name="mlp"))), 1
+        ):
             y = layer(Norm(self.eps, name=norm)(x), dot)
             if self.layer_scale is not None:
                 y = LayerScale(self.layer_scale, name=f"scale{i}")(y)

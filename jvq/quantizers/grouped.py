@@ -17,7 +17,7 @@ from jvq.core import axes, ranges
 from jvq.core.quantizer import Codes, State
 from jvq.core.rounding import fake_quantize
 from jvq.quantizers import kmeans
-from jvq.quantizers.uniform import check_bits, check_choice, integers, thin
+from jvq.quantizers.uniform import check_bits, check_choice, integers, sample
 
 MStep = Literal["mse", "mean", "cover"]
 Statistics = Literal["image", "pooled"]
@@ -161,7 +161,7 @@ class Grouped:
         """Bounds of least squared error of the values in each group, searched from the covering ones."""
         kept = axes.ordered("b" + self.along, letters)
         over = axes.others(kept, letters)
-        x = thin(samples.astype(jnp.float32), over, self.values)
+        x, weight = sample(samples.astype(jnp.float32), over, self.values)
         shape = tuple(x.shape[i] for i in axes.indices(kept, letters))
         if self.statistics == "pooled" and "b" in letters:
             pooled = tuple(1 if a == "b" else n for a, n in zip(kept, shape, strict=True))
@@ -173,7 +173,7 @@ class Grouped:
         def error(lower: jax.Array, upper: jax.Array) -> jax.Array:
             scale, zero = ranges.affine(lower, upper, levels, self.zero_point)
             s, z = (axes.expand(jnp.take(t, group, axis=0), kept, letters) for t in (scale, zero))
-            off = jnp.square(x - fake_quantize(x, s, z, levels, jnp.float32(1.0))).sum(axis=over)
+            off = (weight * jnp.square(x - fake_quantize(x, s, z, levels, jnp.float32(1.0)))).sum(axis=over)
             return jnp.einsum("p,pg->g", off.reshape(-1), member, precision=jax.lax.Precision.HIGHEST)
 
         return ranges.least_error(*cover, error)

@@ -65,9 +65,7 @@ def plus_plus_start(key: Key[Array, ""], points: Float[Array, "p 2"], groups: in
     return jax.lax.fori_loop(1, groups, draw, (centres, nearest))[0]
 
 
-def _means(
-    points: Float[Array, "p 2"], group: Int[Array, " p"], empty: Float[Array, "g 2"]
-) -> Float[Array, "g 2"]:
+def _means(points: Float[Array, "p 2"], group: Int[Array, " p"], empty: Float[Array, "g 2"]) -> Float[Array, "g 2"]:
     """Mean of each group's points (eq. 6); a group without points takes its row of ``empty``."""
     member = jax.nn.one_hot(group, empty.shape[0], dtype=jnp.float32)
     count = member.sum(axis=0)[:, None]
@@ -103,9 +101,7 @@ def lloyd(
 
     group, objective, farthest = evaluate(start)
     history = jnp.zeros(iterations + 1, jnp.float32).at[0].set(objective)
-    last, centres, group, _, history = jax.lax.while_loop(
-        going, step, (jnp.int32(0), start, group, farthest, history)
-    )
+    last, centres, group, _, history = jax.lax.while_loop(going, step, (jnp.int32(0), start, group, farthest, history))
     steps = jnp.arange(iterations + 1)
     return centres, group, jnp.where(steps > last, history[last], history)
 

@@ -87,17 +87,16 @@ class Uniform:
         outermost = ranges.extremes(x, over)
         if self.range == "max":
             return outermost
-        x = thin(x, over, values)
+        some, weight = sample(x.astype(jnp.float32), over, values)
 
         def error(lower: jax.Array, upper: jax.Array) -> jax.Array:
             scale, zero = self._affine(lower, upper, levels)
-            wide = x.astype(jnp.float32)
-            off = wide - scale * (uniform_codes(wide, scale, zero, levels) - zero)
-            return jnp.square(off).mean(axis=over, keepdims=True)
+            off = some - scale * (uniform_codes(some, scale, zero, levels) - zero)
+            return (weight * jnp.square(off)).sum(axis=over, keepdims=True)
 
         if self.range == "mse":
             return ranges.least_error(*outermost, error)
-        tried = [ranges.percentiles(x, over, p) for p in self.percentile]
+        tried = [ranges.percentiles(thin(x, over, values), over, p) for p in self.percentile]
         if len(tried) == 1:
             return tried[0]
         best = jnp.stack([error(*bounds) for bounds in tried]).argmin(axis=0)
@@ -171,3 +170,17 @@ def thin(x: jax.Array, over: tuple[int, ...], values: int) -> jax.Array:
     kept = [n for i, n in enumerate(x.shape) if i not in over]
     left = jnp.moveaxis(x, over, last).reshape(*kept, -1)[..., ::stride]
     return jnp.expand_dims(jnp.moveaxis(left, -1, over[0]), over[1:])
+
+
+def sample(x: jax.Array, over: tuple[int, ...], values: int) -> tuple[jax.Array, jax.Array]:
+    """What an error search looks at: ``x`` thinned, and the weight of each value in a sum over the axes ``over``.
+
+    The least and the greatest value over these axes are added: from about 8 bits on the rare large values that a sample
+    misses cost more, once clipped, than all the others.
+    """
+    some = thin(x, over, values)
+    if some is x:
+        return x, jnp.ones((1,) * x.ndim)
+    weight = jnp.pad(jnp.full(some.shape[over[0]], x.size / some.size), (0, 2), constant_values=1.0)
+    weight = jnp.expand_dims(weight, tuple(i for i in range(x.ndim) if i != over[0]))
+    return jnp.concatenate([some, *ranges.extremes(x, over)], axis=over[0]), weight

@@ -47,6 +47,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     part = path.with_name(path.name + ".part")
     arrays = {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in flat.items()}
     save_file(arrays, part, {name: json.dumps(value) for name, value in header.items()})
+    part.chmod(0o644)  # safetensors leaves the file to its owner alone
     os.replace(part, path)
 
 
