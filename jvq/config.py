@@ -166,5 +166,5 @@ def _fitting(value: Any, hint: Any, name: str) -> Any:
         wanted = " or ".join(k.__name__ for k in kinds) + (" or None" if optional else "")
         raise ValueError(f"config: {name} must be {wanted}, got {value!r}")
     if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
-        raise ValueError(f"config: {name}: got '{value}'{nearest(value, typing.get_args(hint))}")
+        raise ValueError(f"config: {name}: got '{value}'{nearest(str(value), typing.get_args(hint))}")
     return value

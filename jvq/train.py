@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key
 
@@ -79,7 +80,12 @@ def fit(
                 raise ValueError(f"training step {done}: the loss is {numbers['loss']}; try a lower learning_rate")
             on_step(done, numbers)
             if log is not None:
-                line = {"step": done, **numbers, "rate": float(rate(i)), "seconds": time.monotonic() - start}
+                line = {
+                    "step": done,
+                    **numbers,
+                    "rate": float(jnp.asarray(rate(i))),
+                    "seconds": time.monotonic() - start,
+                }
                 with log.open("a") as f:
                     f.write(json.dumps(line) + "\n")
     if done < schedule.steps:

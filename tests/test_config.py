@@ -61,7 +61,10 @@ PLAIN = {"name": "x", "method": {"name": "igq"}}
 MISTAKES = {
     "unknown method": (lambda: config("x", "ingq"), "method 'ingq' is not known .did you mean 'igq'"),
     "unknown option": (lambda: config("x", "igq", bitz=4), "no option 'method.bitz' .did you mean 'bits'"),
-    "unknown data option": (lambda: config("x", "igq", data=dict(dirr="a")), "no option 'data.dirr' .did you mean 'dir'"),
+    "unknown data option": (
+        lambda: config("x", "igq", data=dict(dirr="a")),
+        "no option 'data.dirr' .did you mean 'dir'",
+    ),
     "text for a number": (lambda: config("x", "igq", bits="4"), "method.bits must be int, got '4'"),
     "float for an int": (lambda: config("x", "igq", bits=4.0), "method.bits must be int, got 4.0"),
     "bool for an int": (lambda: config("x", "igq", bits=True), "method.bits must be int, got True"),

@@ -94,7 +94,8 @@ def test_the_width_lives_in_the_state_so_that_no_width_recompiles(quantizer, sam
 
     for bits in (3, 5):
         q = dataclasses.replace(quantizer, bits=bits)
-        np.testing.assert_array_equal(run(q.init(samples, LETTERS), samples), q.apply(q.init(samples, LETTERS), samples, LETTERS))
+        state = q.init(samples, LETTERS)
+        np.testing.assert_array_equal(run(state, samples), q.apply(state, samples, LETTERS))
     assert len(traces) == 1
 
 
@@ -142,7 +143,7 @@ def test_a_method_fits_every_quantiser_of_its_plan(name, tiny):
     images = np.random.default_rng(1).normal(size=(4, 8, 8, 1)).astype(np.float32)
     state = module.fit(options, model.forward, params, images, plan, known)
     assert list(state) == list(plan)
-    assert all(np.isfinite(x[np.isfinite(x)]).all() and not np.isnan(x).any() for x in map(np.asarray, jax.tree.leaves(state)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

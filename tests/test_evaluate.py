@@ -20,8 +20,9 @@ def forward(params, images, dot):
     return dot("fc2", "bnd,do->bno", x=jnp.maximum(x, 0.0), w=params["fc2"]["kernel"])[:, 0]
 
 
-@pytest.fixture
-def network(rng):
+@pytest.fixture(scope="module")
+def network():
+    rng = np.random.default_rng(0)
     params = {"fc1": {"kernel": rng.normal(size=(4, 6))}, "fc2": {"kernel": rng.normal(size=(6, 3))}}
     params = {name: {"kernel": jnp.asarray(p["kernel"], jnp.float32)} for name, p in params.items()}
     images = rng.normal(size=(5, 2, 4, 1)).astype(np.float32)

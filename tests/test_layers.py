@@ -27,6 +27,7 @@ BELOW: dict[str, set[str]] = {
     "train": {"core"},
     "evaluate": {"core"},
     "accounting": {"core"},
+    "environment": {"core"},
     "export": {"core"},
     "report": {"core"},
     "methods": {"core", "quantizers", "train"},

@@ -6,8 +6,8 @@ The glossary of axis letters, stated once:
     s one of query, key, value    h head    e channel in a head    g group
 
 An operand's *address* is ``site + "." + role``, for example ``block03/attn/pv.p``. Roles: ``x w`` (linear), ``q k``
-(scores), ``p v`` (values); a product is recorded as ``site + ".y"``. Dots nest: each function below that takes ``inner``
-returns another dot with the same signature.
+(scores), ``p v`` (values); a product is recorded as ``site + ".y"``. Dots nest: each function below that takes
+``inner`` returns another dot with the same signature.
 """
 
 from collections.abc import Callable, Mapping, MutableMapping

@@ -1,10 +1,11 @@
 """Ranges of uniform quantisers: from bounds to scale and zero point, and how bounds are found."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 ZeroPoint = Literal["extend", "free", "clamp"]
@@ -77,30 +78,30 @@ def least_error(
     one step of the last grid either way in eight parts. The incumbent is always kept: the error never exceeds that of
     the given bounds.
     """
-    best = (error(lower, upper), lower, upper)
 
-    def step(best: tuple[jax.Array, ...], factors: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
-        low, high = lower * factors[0], upper * factors[1]
-        return _better(best, (error(low, high), low, high)), None
+    def step(carry: tuple[Bounds, tuple[jax.Array, ...]], move: jax.Array) -> Any:
+        base, best = carry
+        fresh, keep, by_lower, by_upper = move
+        base = tuple(jnp.where(fresh > 0, x, y) for x, y in zip(best[1:], base, strict=True))
+        low, high = keep * base[0] + by_lower * lower, keep * base[1] + by_upper * upper
+        return (base, _better(best, (error(low, high), low, high))), None
 
-    shrink = jnp.arange(1, coarse, dtype=jnp.float32) / coarse
-    best, _ = jax.lax.scan(step, best, jnp.stack([shrink, shrink], axis=1))
-
-    offsets = jnp.concatenate([jnp.arange(-8.0, 0.0), jnp.arange(1.0, 9.0)]) / 8.0
-    width = 1.0 / coarse
-    for _ in range(rounds):
-        for end in (1, 0):
-            _, low0, high0 = best
-            move = offsets * width
-
-            def nudge(best, by, low0=low0, high0=high0, end=end):
-                low = low0 + by * lower if end == 0 else low0
-                high = high0 + by * upper if end == 1 else high0
-                return _better(best, (error(low, high), low, high)), None
-
-            best, _ = jax.lax.scan(nudge, best, move)
-        width /= 4.0
+    start = ((lower, upper), (jnp.full_like(lower, jnp.inf), lower, upper))
+    (_, best), _ = jax.lax.scan(step, start, jnp.asarray(_moves(coarse, rounds)))  # one scan: error is compiled once
     return best[1], best[2]
+
+
+def _moves(coarse: int, rounds: int) -> np.ndarray:
+    """What :func:`least_error` tries, a row each: [start from the best so far?, weight of that, of lower, of upper]."""
+    shrink = [(0.0, 0.0, i / coarse, i / coarse) for i in range(coarse, 0, -1)]
+    offsets = [i / 8 for i in range(-8, 9) if i]
+    nudges = [
+        (float(first), 1.0, by * width if end == 0 else 0.0, by * width if end == 1 else 0.0)
+        for width in (1.0 / (coarse * 4**r) for r in range(rounds))
+        for end in (1, 0)
+        for first, by in ((i == 0, offset) for i, offset in enumerate(offsets))
+    ]
+    return np.array(shrink + nudges, np.float32)
 
 
 def _better(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

@@ -105,8 +105,12 @@ def resolve(recipe: Recipe, known: Sites) -> dict[str, Quantizer]:
         for address in matching(pattern, known):
             chosen[address] = quantizer
     plan = {address: q for address in known if (q := chosen.get(address)) is not None}
+    tried = set()  # many sites have the same quantiser and shape
     for address, quantizer in plan.items():
-        _check(quantizer, known[address])
+        case = (quantizer, known[address].letters, known[address].shape)
+        if case not in tried:
+            _check(quantizer, known[address])
+            tried.add(case)
     return plan
 
 

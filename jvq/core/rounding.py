@@ -1,7 +1,8 @@
 """Rounding with gradients: the only ``custom_vjp`` of the project.
 
-Two rules. :func:`round_ste` passes gradients straight through (Bengio et al. 2013). :func:`fake_quantize` is the uniform
-quantiser with a learnable scale (LSQ, Esser et al. 2020, eqs. 1-3) and a learnable zero point (LSQ+, Bhalgat et al. 2020).
+Two rules. :func:`round_ste` passes gradients straight through (Bengio et al. 2013). :func:`fake_quantize` is the
+uniform quantiser with a learnable scale (LSQ, Esser et al. 2020, eqs. 1-3) and a learnable zero point (LSQ+, Bhalgat
+et al. 2020).
 """
 
 import jax
@@ -23,8 +24,8 @@ def uniform_codes(
 ) -> Float[Array, "..."]:
     """The codes ``clip(round(x * (1 / scale)) + zero, 0, levels)`` as whole float32 numbers; scale and zero broadcast.
 
-    Never ``x / scale``: XLA turns a division by a broadcast array into a product with the reciprocal, but not where both
-    have one shape, so that codes would depend on the batch size by a last bit. We always take the product.
+    Never ``x / scale``: XLA turns a division by a broadcast array into a product with the reciprocal, but not where
+    both have one shape, so that codes would depend on the batch size by a last bit. We always take the product.
     """
     wide = x.astype(jnp.float32)
     return jnp.clip(jnp.round(wide * (1.0 / scale)) + jnp.round(zero), 0.0, levels)
@@ -42,7 +43,7 @@ def fake_quantize(
 
     ``scale`` and ``zero`` have the rank of ``x`` (length 1 where shared). Gradients: ``x`` inside the range passes
     through, outside it is cut off; ``scale`` gets ``codes - zero - x / scale`` inside and ``codes - zero`` outside;
-    ``zero`` gets ``-scale`` outside; both times ``gradient_scale`` (LSQ: 1 / sqrt(values a scale * levels); 1 for none).
+    ``zero`` gets ``-scale`` outside; both times ``gradient_scale`` (LSQ: 1 / sqrt(values a scale * levels); 1: none).
     """
     codes = uniform_codes(x, scale, zero, levels)
     return (scale * (codes - jnp.round(zero))).astype(x.dtype)

@@ -28,7 +28,7 @@ class Model(NamedTuple):
         """Shape of one image: y, x, c."""
         return (*self.spec.image, self.spec.channels)
 
-    def forward(self, params: Any, images: jax.Array, dot: Dot = float_dot) -> jax.Array:
+    def forward(self, params: Any, images: jax.typing.ArrayLike, dot: Dot = float_dot) -> jax.Array:
         """Images [b y x c] to logits [b o]."""
         return self.module.apply({"params": params}, images, dot)
 
@@ -46,7 +46,9 @@ def build(architecture: str, spec: Mapping[str, Any]) -> Model:
     if architecture not in ARCHITECTURES:
         raise ValueError(f"model.architecture '{architecture}' is not known{nearest(architecture, ARCHITECTURES)}")
     shape, module = ARCHITECTURES[architecture]
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in spec.items() if name != "size"}
+    fields: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in spec.items() if name != "size"
+    }
     known = [f.name for f in dataclasses.fields(shape)]
     for name in fields:
         if name not in known:

@@ -137,7 +137,8 @@ class Grouped:
         """Each point's scale and zero point, expanded onto the operand's axes."""
         group = self.assignment(state, jax.lax.stop_gradient(x), letters)
         kept = axes.ordered("b" + self.along, letters)
-        return tuple(axes.expand(jnp.take(state[name], group, axis=0), kept, letters) for name in ("scale", "zero"))
+        scale, zero = (jnp.take(state[name], group, axis=0) for name in ("scale", "zero"))
+        return axes.expand(scale, kept, letters), axes.expand(zero, kept, letters)
 
     def _final_bounds(
         self, samples: jax.Array, letters: str, found: kmeans.Fit, points: jax.Array, levels: jax.Array

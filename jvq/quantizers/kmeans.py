@@ -121,11 +121,11 @@ def kmeans(
 
     With ``distance="absolute"`` the mean is not the minimiser and the objective need not fall at every step.
     """
-    quantile = lloyd(points, quantile_start(points, groups), iterations, distance)
-    reached = quantile[2][-1]
-    if start == "quantile":
-        return Fit(quantile[0], quantile[1], reached, quantile[2], reached)
-    starts = jax.vmap(lambda k: plus_plus_start(k, points, groups))(jax.random.split(key, restarts))
+    starts = quantile_start(points, groups)[None]
+    if start == "kmeans++":
+        drawn = jax.vmap(lambda k: plus_plus_start(k, points, groups))(jax.random.split(key, restarts))
+        starts = jnp.concatenate([starts, drawn])
     centres, group, history = jax.vmap(lambda s: lloyd(points, s, iterations, distance))(starts)
-    best = history[:, -1].argmin()
-    return Fit(centres[best], group[best], history[best, -1], history[best], reached)
+    reached = history[:, -1]
+    best = 0 if start == "quantile" else 1 + reached[1:].argmin()
+    return Fit(centres[best], group[best], reached[best], history[best], reached[0])

@@ -101,7 +101,8 @@ class Uniform:
             return tried[0]
         best = jnp.stack([error(*bounds) for bounds in tried]).argmin(axis=0)
         lower, upper = (jnp.stack(ends) for ends in zip(*tried, strict=True))
-        return tuple(jnp.take_along_axis(ends, best[None], axis=0)[0] for ends in (lower, upper))
+        lower, upper = (jnp.take_along_axis(ends, best[None], axis=0)[0] for ends in (lower, upper))
+        return lower, upper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,18 +159,18 @@ def integers(x: jax.Array, scale: jax.Array, zero: jax.Array, levels: jax.Array)
 def thin(x: jax.Array, over: tuple[int, ...], values: int) -> jax.Array:
     """``x`` with every so many-th value over the axes ``over`` taken together, about ``values`` in all.
 
-    The values stand along the first of these axes, the others have length 1. Of several axes the stride shares no factor
-    with any length: one that does would leave out whole channels, and outlier channels decide the range.
+    The values stand along the first of these axes, the others have length 1. Of several axes the stride shares no
+    factor with any length: one that does would leave out whole channels, and outlier channels decide the range.
     """
     if not over or x.size <= values:
         return x
-    stride = -(-x.size // values)
+    first, stride = over[0], -(-x.size // values)
     while len(over) > 1 and any(math.gcd(stride, x.shape[i]) > 1 for i in over):
         stride += 1
     last = tuple(range(x.ndim - len(over), x.ndim))
     kept = [n for i, n in enumerate(x.shape) if i not in over]
     left = jnp.moveaxis(x, over, last).reshape(*kept, -1)[..., ::stride]
-    return jnp.expand_dims(jnp.moveaxis(left, -1, over[0]), over[1:])
+    return jnp.expand_dims(jnp.moveaxis(left, -1, first), over[1:])
 
 
 def sample(x: jax.Array, over: tuple[int, ...], values: int) -> tuple[jax.Array, jax.Array]:

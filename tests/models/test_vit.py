@@ -98,7 +98,9 @@ def test_every_product_goes_through_the_dot():
 def test_addresses_are_path_op_role():
     model = build("vit", TINY | {"depth": 1})
     tape = {}
-    jax.eval_shape(lambda p, x: model.forward(p, x, recording(tape, lambda a: True)), model.shapes(), jnp.zeros((1, 8, 12, 2)))
+    jax.eval_shape(
+        lambda p, x: model.forward(p, x, recording(tape, lambda a: True)), model.shapes(), jnp.zeros((1, 8, 12, 2))
+    )
     block = [f"block00/{op}" for op in ("attn/qkv", "attn/qk", "attn/pv", "attn/proj", "mlp/fc1", "mlp/fc2")]
     assert [a[:-2] for a in tape if a.endswith(".y")] == ["patch", *block, "head"]
     assert {"block00/attn/pv.p", "block00/attn/qk.q", "block00/mlp/fc2.x", "head.w"} <= set(tape)

@@ -294,11 +294,11 @@ def test_mse_bounds_beat_covering_and_mean_ones_and_near_the_best_of_a_grid(data
 
 
 def test_an_error_search_over_some_of_the_values_stays_near(data, states, oracle):
-    """A third of the tokens; the bounds that it starts from are still those of all."""
+    """About a third of the tokens of each channel, and its extremes."""
     some = init(dataclasses.replace(LINEAR, values=8 * 50 * 64 // 3 + 1), data[0].seen, "bnd")
     _, group, values = members(data[0].seen, LINEAR, some)
-    full = group_errors(states["mse"], group, values, oracle).sum()
-    assert full < group_errors(some, group, values, oracle).sum() < 1.2 * full
+    full, found, cover = (group_errors(s, group, values, oracle).sum() for s in (states["mse"], some, states["cover"]))
+    assert full < found < min(1.25 * full, 0.8 * cover)
 
 
 def test_pooled_statistics_are_one_point_a_channel(data, oracle):
@@ -325,7 +325,7 @@ def test_pooled_error_bounds_are_those_of_the_channels_groups(data, oracle):
 
 def test_the_image_axis_may_stand_anywhere(data, states):
     q = dataclasses.replace(LINEAR, statistics="pooled", **QUICK)
-    first, turned = init(q, data[0].seen, "bnd"), init(q, data[0].seen.transpose(1, 0, 2), "nbd")
+    first, turned = init(q, data[0].seen, "bnd"), init(q, data[0].seen.transpose(2, 1, 0), "dnb")
     for name in ("scale", "zero", "upper"):
         np.testing.assert_allclose(turned[name], first[name], rtol=2e-3)
     for letters, order in (("nbd", (1, 0, 2)), ("dnb", (2, 1, 0))):

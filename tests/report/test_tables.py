@@ -1,0 +1,73 @@
+"""The numbers of a report as text."""
+
+import pytest
+
+from jvq.report import figures_of, markdown, row_cells, site_cells
+
+
+def test_a_row_in_cells(report):
+    assert row_cells(report["rows"][2]) == ("igq", "80.50", "90.50", "0.0312", "8 KiB", "1.100")
+
+
+def test_without_labels_there_is_no_accuracy(report):
+    assert row_cells({**report["rows"][2], "top1": None})[1] == "-"
+
+
+@pytest.mark.parametrize(("size", "shown"), [(1024, "1 KiB"), (2**23 - 1, "8192 KiB"), (2**23, "8.0 MiB")])
+def test_sizes_have_a_fitting_unit(report, size, shown):
+    assert row_cells({**report["rows"][0], "bytes": size})[4] == shown
+
+
+def test_a_site_in_cells(report):
+    patch, fc1 = report["sites"].items()
+    assert site_cells(*patch) == ("patch.x", "Uniform", "8", "", "1.50e-05")
+    assert site_cells(*fc1) == ("block00/mlp/fc1.x", "Grouped", "4", "8", "1.23e-02")
+
+
+def test_the_sentences_compare_with_float_and_min_max(report):
+    assert figures_of(report) == [
+        "igq is 5.0 times smaller than float and needs 58 times fewer bit-operations, at -9.50 points of top-1.",
+        "Against min-max at the same widths: +30.50 points for +10.0 % bit-operations.",
+    ]
+
+
+def test_without_labels_the_sentences_leave_accuracy_out(report):
+    for row in report["rows"]:
+        row["top1"] = None
+    assert figures_of(report) == ["igq is 5.0 times smaller than float and needs 58 times fewer bit-operations."]
+
+
+def test_min_max_is_not_compared_with_itself(report):
+    assert len(figures_of({**report, "method": "minmax"})) == 1
+    assert figures_of({**report, "method": "supervised", "rows": report["rows"][:1]}) == []
+
+
+def test_markdown_holds_everything(report):
+    text = markdown(report)
+    for row in report["rows"]:
+        assert "| " + " | ".join(row_cells(row)) + " |" in text
+    for site in report["sites"].items():
+        assert "| " + " | ".join(site_cells(*site)) + " |" in text
+    for part in ("# igq on tiny", "`python -m jvq.main --config configs/x.py`", "200 images of npz (test), seed 3"):
+        assert part in text
+    assert "1 x cpu (cpu), 4 s." in text
+    assert "- weights: 4 bits\n- rules: none" in text
+    assert "load 1.2, fit 2.5" in text
+    assert "the formula" in text
+    assert all(line in text for line in figures_of(report))
+    assert "without labels" not in text
+    assert "## Warnings" not in text
+
+
+def test_markdown_tables_are_rectangular(report):
+    rows = [line for line in markdown(report).splitlines() if line.startswith("|")]
+    assert sorted({line.count("|") for line in rows}) == [6, 7]  # 5 columns of sites, 6 of models
+
+
+def test_markdown_says_what_is_missing(report):
+    for row in report["rows"]:
+        row["top1"] = None
+    text = markdown({**report, "sites": {}, "warnings": ["2 images could not be read"]})
+    assert "200 images of npz (test) without labels" in text
+    assert "## Sites" not in text
+    assert text.endswith("## Warnings\n\n- 2 images could not be read\n")
