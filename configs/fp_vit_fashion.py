@@ -1,4 +1,12 @@
-"""x"""
+"""The embedded float checkpoint ``fashion_vit``: a ViT of 255,050 parameters, 50 tokens, trained on Fashion-MNIST.
+
+    python -m jvq.main --config configs/fp_vit_fashion.py
+
+24 epochs, 11,232 steps of 128 images: about 55 minutes on two otherwise idle cores (0.28 seconds a step). Top-1 on the
+10,000 test images 0.9168 (standard error 0.0027). The result is ``weights.safetensors`` in the workdir; the shipped one
+came from Python 3.13, jax 0.12.0.1, two cores. The stream of batches and the random draws are the same everywhere, sums
+are added in an order that versions and core counts change: expect this accuracy, not these bits.
+"""
 
 from jvq.config import config
 

@@ -21,9 +21,11 @@ from jvq.data.augment import flip_and_shift
 from jvq.environment import environment
 from jvq.methods import METHODS, supervised
 from jvq.methods.minmax import FLOAT
-from jvq.models import build
+from jvq.models import Model, build
 from jvq.models.weights import Checkpoint, open_weights, resized, save
 from jvq.report import SCHEMA, Console, show, write
+
+SITE_IMAGES = 64  #: images on which the error of every site is measured, the first of the evaluated ones
 
 
 @dataclasses.dataclass
@@ -109,7 +111,7 @@ def _quantize(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     with stages.stage("load"):
         checkpoint, preprocess = load(cfg)
         test = open_source(cfg.data.name, cfg.data.test, cfg.data.dir)
-        _same_classes(test, checkpoint)
+        _fits(test, checkpoint.model, preprocess)
         loader = _loader(cfg, test, preprocess)
         known, rows = plans(cfg, checkpoint)
         train = open_source(cfg.data.name, cfg.data.train, cfg.data.dir)
@@ -135,7 +137,9 @@ def _quantize(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
                 fake = evaluate.runner(forward, row.plan)(checkpoint.params, fitted, jnp.asarray(first))
                 apart = float(jnp.abs(packed(jnp.asarray(first)) - fake).max())
     with stages.stage("sites"):
-        found = _sites(main, state, checkpoint, known, first[:64])
+        some = Loader(test, preprocess, SITE_IMAGES, loader.indices[:SITE_IMAGES])  # whatever the batch size
+        batch = next(iter(some))
+        found = _sites(main, state, checkpoint, known, batch["image"][batch["mask"]])
     report = {
         "seconds": stages.seconds,
         "method": cfg.method_name,
@@ -162,11 +166,17 @@ def _loader(cfg: Run, source: Source, preprocess: Preprocess) -> Loader:
     return Loader(source, preprocess, min(cfg.data.batch, count), np.arange(count))
 
 
-def _same_classes(source: Source, checkpoint: Checkpoint) -> None:
-    """Raises ``ValueError`` where the data has more classes than the head."""
-    classes = checkpoint.model.spec.classes
-    if len(source.classes) > classes:
-        raise ValueError(f"data: {source.name} has {len(source.classes)} classes, the model's head {classes}")
+def _fits(source: Source, model: Model, preprocess: Preprocess, training: bool = False) -> None:
+    """Raises ``ValueError`` where images or labels are not what the model takes; training also needs the labels."""
+    if (*preprocess.size, preprocess.channels) != model.image:
+        made = (*preprocess.size, preprocess.channels)
+        raise ValueError(f"preprocess: makes images of {made} (y, x, channels), the model takes {model.image}")
+    classes, labels = model.spec.classes, getattr(source, "labels", None)
+    highest = max(len(source.classes), int(max(labels, default=-1)) + 1 if labels is not None else 0)
+    if highest > classes:
+        raise ValueError(f"data: {source.name} has labels of {highest} classes, the model's head has {classes}")
+    if training and labels is not None and min(labels) < 0:
+        raise ValueError(f"data: {source.name} has images without a label, which training needs")
 
 
 def _float_row(
@@ -235,6 +245,8 @@ def _train(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         preprocess = Preprocess.from_dict(cfg.preprocess)
         train = open_source(cfg.data.name, cfg.data.train, cfg.data.dir)
         test = open_source(cfg.data.name, cfg.data.test, cfg.data.dir)
+        _fits(train, model, preprocess, training=True)
+        _fits(test, model, preprocess)
         loader = _loader(cfg, test, preprocess)
         init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
         params = model.init(init_key)

@@ -347,7 +347,7 @@ def test_weights_have_no_image_axis(rng, oracle):
 @pytest.mark.parametrize(("quantizer", "letters"), [(LINEAR, "bnd"), (ROWS, "bhqk")])
 def test_padding_to_a_capacity_changes_nothing(data, quantizer, letters):
     x, held = (data[0].seen, data[0].held) if letters == "bnd" else (data[0].seen_maps, data[0].held_maps)
-    q = dataclasses.replace(quantizer, mstep="cover", **QUICK)
+    q = dataclasses.replace(quantizer, mstep="mean", **QUICK)
     state, padded = init(q, x, letters), init(dataclasses.replace(q, capacity=GROUPS + 5), x, letters)
     for name in ("lower", "upper", "scale", "zero"):
         assert padded[name].shape == (GROUPS + 5,)
@@ -369,7 +369,7 @@ DEGENERATE = {
 
 @pytest.mark.parametrize(
     ("mstep", "zero_point"),
-    [("mse", "extend"), ("mse", "free"), ("mse", "clamp"), ("mean", "free"), ("cover", "extend")],
+    [("mse", "extend"), ("mse", "free"), ("mean", "clamp")],
 )
 def test_empty_groups_and_constants_give_no_nan(mstep, zero_point):
     q = Grouped(bits=BITS, groups=GROUPS, mstep=mstep, zero_point=zero_point, **QUICK)
@@ -453,10 +453,10 @@ def test_more_groups_mean_less_error_and_never_less_than_the_upper_bounds(data, 
                 for d in data
             ]
         )
-        for g in (1, 2, 4, 8, 16, 32)
+        for g in (1, 2, 8, 32)
     ]
     assert (np.diff(errors) < 0).all()
-    assert errors[0] > 5 * errors[3]
+    assert errors[0] > 5 * errors[2]
     assert errors[-1] >= np.mean([upper_bound(d.held, "bd", "bnd", oracle) for d in data])
 
 
