@@ -108,6 +108,7 @@ def load(cfg: Run) -> tuple[Checkpoint, Preprocess]:
 
 def _quantize(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     stages = Stages()
+    console.say(f"loading {cfg.weights} and {cfg.data.name} ...")
     with stages.stage("load"):
         checkpoint, preprocess = load(cfg)
         test = open_source(cfg.data.name, cfg.data.test, cfg.data.dir)
@@ -136,6 +137,7 @@ def _quantize(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
             with stages.stage("check"):  # that packing changes nothing
                 fake = evaluate.runner(forward, row.plan)(checkpoint.params, fitted, jnp.asarray(first))
                 apart = float(jnp.abs(packed(jnp.asarray(first)) - fake).max())
+    console.say(f"measuring every site of {main.name} ...")
     with stages.stage("sites"):
         some = Loader(test, preprocess, SITE_IMAGES, loader.indices[:SITE_IMAGES])  # whatever the batch size
         batch = next(iter(some))
@@ -239,6 +241,7 @@ def _sites(
 def _train(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     """Trains a float model from scratch and writes ``weights.safetensors`` and ``metrics.jsonl``."""
     stages, options = Stages(), cfg.method
+    console.say(f"loading {cfg.data.name} ...")
     with stages.stage("load"):
         spec = {name: value for name, value in cfg.model.items() if name != "architecture"}
         model = build(cfg.model.get("architecture", "vit"), spec)

@@ -305,6 +305,7 @@ RULES = {
     "*.z=4": r"pattern '\*\.z' matches no address",
     "block00/atn/qkv.w=4": "matches no address .did you mean 'block00/attn/qkv.w'",
     "*.w": r"rules: '\*\.w' must read 'pattern=bits' or 'pattern=float'",
+    "8": "must read",
     "*.w=": "must read",
     "*.w=four": "must read",
     "*.w=4.5": "must read",

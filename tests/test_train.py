@@ -115,12 +115,14 @@ def test_batches_beyond_the_schedule_are_not_used():
 
 TREE = {"mlp": {"kernel": (3, 2), "bias": (2,)}, "norm": {"scale": (3,)}, "pos": (1, 2, 3), "cls": (1, 1, 3)}
 DECAYED = ("mlp", "kernel")
+FACTORS = np.float32([1, -0.5, 2, 0.3, 1.5])  # of the gradient, step by step: equal ones would hide the moments' decay
 
 
-def adamw(params, grads, schedule, steps):
+def adamw(params, slopes, schedule):
     """``params`` after AdamW with global clipping (betas 0.9 and 0.98), flat dicts in float64."""
     rate, m, v = schedule.rate(), {}, {}
-    for i in range(steps):
+    for i, factor in enumerate(FACTORS.astype(np.float64)):
+        grads = {name: factor * slope for name, slope in slopes.items()}
         norm = math.sqrt(sum((g**2).sum() for g in grads.values()))
         for name, p in params.items():
             g = grads[name] * min(1.0, schedule.clip / norm)
@@ -146,12 +148,12 @@ def test_updates_are_adamws_and_only_kernels_decay(clip, rng):
     params, slopes = (jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple)) for _ in range(2))
 
     def loss(params, batch, key):
-        return sum(jax.tree.leaves(jax.tree.map(lambda p, s: (p * s).sum(), params, slopes))), {}
+        return batch["by"] * sum(jax.tree.leaves(jax.tree.map(lambda p, s: (p * s).sum(), params, slopes))), {}
 
     schedule = Schedule(5, learning_rate=0.1, warmup=0.4, weight_decay=0.7, clip=clip)
-    got = flat(fit(loss, params, [{}] * 5, schedule, KEY))
-    want = adamw(flat(params), flat(slopes), schedule, 5)
+    got = flat(fit(loss, params, [{"by": factor} for factor in FACTORS], schedule, KEY))
+    want = adamw(flat(params), flat(slopes), schedule)
     for name, value in want.items():
         np.testing.assert_allclose(got[name], value, rtol=2e-5, atol=2e-6, err_msg=str(name))
-    undecayed = adamw(flat(params), flat(slopes), Schedule(5, 0.1, 0.4, 0.0, clip), 5)
+    undecayed = adamw(flat(params), flat(slopes), Schedule(5, 0.1, 0.4, 0.0, clip))
     assert not np.allclose(got[DECAYED], undecayed[DECAYED], atol=1e-3)

@@ -127,30 +127,41 @@ ZERO = np.full((1, 6), 7, np.int32)
 EPS = np.random.default_rng(4).normal(size=(3, 4, 6)).astype(np.float32)
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(["recording", "perturbed", "quantized", "packed"])))
-def test_dots_nest_in_any_order(order):
-    """Outermost first: the product is the same, and a recording sees what reaches it."""
+ORDERS = list(itertools.permutations(["recording", "perturbed", "quantized", "packed"]))
+
+
+@pytest.fixture(scope="module")
+def nested():
+    """By order, outermost first: the product and what was recorded. One compilation for all."""
     leaf = Packed.of(Codes(jnp.asarray(CODES), jnp.asarray(SCALE), jnp.asarray(ZERO)), 4)
     plan = {"one.x": Uniform(bits=3)}
     qstate = {"one.x": plan["one.x"].init(JX, "bnd")}
 
     @jax.jit
     def run(x, w, eps, qstate):
-        tape = {}
-        nest = {
-            "recording": lambda inner: recording(tape, everything, inner),
-            "perturbed": lambda inner: perturbed({"one.y": eps}, inner),
-            "quantized": lambda inner: quantized(plan, qstate, inner),
-            "packed": packed_dot,
-        }
-        dot = float_dot
-        for name in reversed(order):
-            dot = nest[name](dot)
-        return dot("one", EQUATION, x=x, w=w), tape
+        found = []
+        for order in ORDERS:
+            tape = {}
+            nest = {
+                "recording": lambda inner, tape=tape: recording(tape, everything, inner),
+                "perturbed": lambda inner: perturbed({"one.y": eps}, inner),
+                "quantized": lambda inner: quantized(plan, qstate, inner),
+                "packed": packed_dot,
+            }
+            dot = float_dot
+            for name in reversed(order):
+                dot = nest[name](dot)
+            found.append((dot("one", EQUATION, x=x, w=w), tape))
+        return found
 
-    product, tape = run(X, leaf, EPS, qstate)
-    w = SCALE * (CODES - ZERO).astype(np.float32)
-    bare = minmax(X, 3) @ w
+    return dict(zip(ORDERS, run(X, leaf, EPS, qstate), strict=True))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_dots_nest_in_any_order(nested, order):
+    """The product is the same, and a recording sees what reaches it."""
+    product, tape = nested[order]
+    bare = minmax(X, 3) @ (SCALE * (CODES - ZERO).astype(np.float32))
     np.testing.assert_allclose(product, bare + EPS, atol=1e-5)
     outside = {name: order.index("recording") < order.index(name) for name in order}
     np.testing.assert_allclose(tape["one.x"], X if outside["quantized"] else minmax(X, 3), rtol=1e-6)

