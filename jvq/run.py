@@ -25,6 +25,7 @@ from jvq.models import Model, build
 from jvq.models.weights import Checkpoint, open_weights, resized, save
 from jvq.report import SCHEMA, Console, show, write
 
+WEIGHTS = "weights.safetensors"  #: what training writes
 SITE_IMAGES = 64  #: images on which the error of every site is measured, the first of the evaluated ones
 
 
@@ -82,7 +83,7 @@ def planned(kind: str, options: Any, rules: str, known: Sites) -> dict[str, Quan
     recipe = list(METHODS[kind].recipe(options, known))
     for rule in filter(None, (part.strip() for part in rules.split(","))):
         pattern, equals, width = rule.rpartition("=")
-        if not equals or not (width == "float" or width.isdigit()):
+        if not equals or not (width == "float" or (width.isascii() and width.isdigit())):
             raise ValueError(f"rules: '{rule}' must read 'pattern=bits' or 'pattern=float'")
         chosen = {a: q for p, q in recipe for a in matching(p, known)}
         for address in matching(pattern, known):
@@ -162,8 +163,6 @@ def _quantize(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
 
 
 def _loader(cfg: Run, source: Source, preprocess: Preprocess) -> Loader:
-    if cfg.data.images is not None and cfg.data.images < 1:
-        raise ValueError(f"config: data.images must be at least 1, got {cfg.data.images}")
     count = len(source) if cfg.data.images is None else min(cfg.data.images, len(source))
     return Loader(source, preprocess, min(cfg.data.batch, count), np.arange(count))
 
@@ -245,7 +244,7 @@ def _train(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     with stages.stage("load"):
         spec = {name: value for name, value in cfg.model.items() if name != "architecture"}
         model = build(cfg.model.get("architecture", "vit"), spec)
-        preprocess = Preprocess.from_dict(cfg.preprocess)
+        preprocess = _preprocess(cfg.preprocess)
         train = open_source(cfg.data.name, cfg.data.train, cfg.data.dir)
         test = open_source(cfg.data.name, cfg.data.test, cfg.data.dir)
         _fits(train, model, preprocess, training=True)
@@ -257,17 +256,20 @@ def _train(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     log.unlink(missing_ok=True)
     steps = options.schedule(len(train)).steps
     with stages.stage("train"), console.steps(steps, f"training {options.epochs} epochs") as bar:
-        stream = train_batches(train, options.batch, cfg.seed, options.epochs)
+        images = getattr(train, "images", None)  # in memory: gathered as they are where nothing has to be resized
+        crop = None if images is not None and preprocess.is_arithmetic(images.shape[1:]) else preprocess
+        stream = train_batches(train, options.batch, cfg.seed, options.epochs, crop)
         prepare = _prepare(preprocess, options)
         params = supervised.train(
             options, model.forward, params, stream, prepare, len(train), train_key, log=log, on_step=bar.at
         )
+    notes = {"command": f"configs/{cfg.name}.py", "seed": cfg.seed, "data": cfg.data.name}
+    checkpoint = Checkpoint(model, params, preprocess.to_dict(), notes)
+    save(checkpoint, workdir / WEIGHTS)  # before anything else can fail
     with stages.stage("evaluate"):
-        notes = {"command": f"configs/{cfg.name}.py", "seed": cfg.seed, "data": cfg.data.name}
-        checkpoint = Checkpoint(model, params, preprocess.to_dict(), notes)
         known = sites(model.forward, params, model.image)
         reference, row = _float_row(checkpoint, known, loader, console)
-    save(dataclasses.replace(checkpoint, notes={**notes, "top1": row["top1"]}), workdir / "weights.safetensors")
+    save(dataclasses.replace(checkpoint, notes={**notes, "top1": row["top1"]}), workdir / WEIGHTS)
     return {
         "seconds": stages.seconds,
         "method": cfg.method_name,
@@ -279,6 +281,14 @@ def _train(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         "sites": {},
         "warnings": _warnings(loader),
     }
+
+
+def _preprocess(fields: Mapping[str, Any]) -> Preprocess:
+    """The config's preprocessing; ``ValueError`` where a field has the wrong type."""
+    try:
+        return Preprocess.from_dict(fields)
+    except TypeError as error:
+        raise ValueError(f"config: preprocess cannot be read: {error}") from None
 
 
 def _prepare(preprocess: Preprocess, options: Any) -> Any:

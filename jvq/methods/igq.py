@@ -16,16 +16,16 @@ from jvq.core.quantizer import Quantizer, State
 from jvq.core.ranges import ZeroPoint
 from jvq.core.recipe import Forward, Operand, Plan, Recipe, Sites
 from jvq.methods import minmax
-from jvq.methods.minmax import at, check_letters, is_edge, outputs, widths
+from jvq.methods.minmax import at, check_letters, is_edge, outputs, width, widths
 from jvq.quantizers import Dynamic, Grouped, Uniform
 from jvq.quantizers.grouped import MStep, Statistics
 from jvq.quantizers.kmeans import Distance, Start
-from jvq.quantizers.uniform import check_choice
+from jvq.quantizers.uniform import Range, check_choice
 
 CUTS = (0.1, 0.01, 0.001)  #: percent; RepQ-ViT tries the 99.9, 99.99 and 99.999 percentile and keeps the least error
 TREATMENTS = ("groups", "layer", "float")
 QKV = ("tensor", "head", "float")
-WEIGHTS = ("auto", "max", "percentile", "mse")
+WEIGHT_RANGES = ("auto", "max", "percentile", "mse")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Options:
     restarts: int = 3
     iterations: int = 50
     statistics: Statistics = "image"
-    weights: Literal["auto", "max", "percentile", "mse"] = "auto"  # ranges; auto: max at 6 bits and more, else mse
-    weight_percentile: float = 0.1  # percent cut off at each end, with weights="percentile"
+    weight_range: Literal["auto", "max", "percentile", "mse"] = "auto"  # auto: max at 6 bits and more, else mse
+    weight_percentile: float = 0.1  # percent cut off at each end, with weight_range="percentile"
     sequential: bool = False  # calibrate each site behind quantised earlier ones
     upper_bound: bool = False  # a quantiser of its own for every channel and row of every image (the paper's bound)
     seed: int = 0  # of k-means++
@@ -64,7 +64,7 @@ class Options:
         check_choice("method.linear", self.linear, TREATMENTS)
         check_choice("method.softmax", self.softmax, TREATMENTS)
         check_choice("method.qkv", self.qkv, QKV)
-        check_choice("method.weights", self.weights, WEIGHTS)
+        check_choice("method.weight_range", self.weight_range, WEIGHT_RANGES)
 
 
 def recipe(options: Options, known: Sites) -> Recipe:
@@ -107,10 +107,15 @@ def _quantizer(options: Options, o: Operand) -> Quantizer | None:
 
 
 def _weight(options: Options, o: Operand, bits: int) -> Quantizer | None:
-    chosen = options.weights
-    if chosen == "auto":
-        chosen = "max" if bits >= 6 else "mse"
+    chosen = _weight_range(options, bits)
     return at(bits, Uniform(bits, outputs(o), range=chosen, percentile=(options.weight_percentile,)))
+
+
+def _weight_range(options: Options, bits: int) -> Range:
+    """How the range of a weight of that width is found."""
+    if options.weight_range == "auto":
+        return "max" if bits >= 6 else "mse"
+    return options.weight_range
 
 
 def fit(
@@ -136,13 +141,30 @@ def protocol(options: Options) -> dict[str, Any]:
     """What has to be known to compare a result of this method."""
     weight_bits, act_bits = options.widths()
     softmax_groups = options.groups if options.softmax_groups is None else options.softmax_groups
-    how = f"affine, bounds by {options.mstep}, zero point {options.zero_point}"
+    cut = f" {options.weight_percentile} %" if options.weight_range == "percentile" else ""
+    found = _weight_range(options, weight_bits)
+    em = f"{options.start}, {options.restarts} restarts, {options.iterations} iterations, {options.distance} distance"
     return {
-        "weights": f"{weight_bits} bits, affine, per output channel, range {options.weights}",
-        "linear inputs": f"{act_bits} bits, {options.groups} {options.linear} along '{options.linear_along}', {how}",
-        "softmax": f"{act_bits} bits, {softmax_groups} {options.softmax} along '{options.softmax_along}', from 0",
-        "query, key, value": f"{act_bits} bits, per {options.qkv}, static, percentile of {CUTS} by error",
-        "patch embedding and head": f"{options.edge_bits} bits, input per tensor",
+        "weights": f"{width(weight_bits)}, affine, per output channel, range by {found}{cut}",
+        "linear inputs": _treated(options, options.linear, options.groups, options.linear_along),
+        "softmax": _treated(options, options.softmax, softmax_groups, options.softmax_along) + ", lower bound 0",
+        "groups": f"bounds by {options.mstep}, zero point {options.zero_point}; {em}, points per {options.statistics}",
+        "query, key, value": "float"
+        if "float" in (options.qkv, width(act_bits))
+        else f"{act_bits} bits, per {options.qkv}, static, percentile of {CUTS} by error",
+        "patch embedding and head": f"{width(options.edge_bits)}, input per tensor",
         "float": "LayerNorm, softmax, GELU, biases, residual additions",
         "calibration order": "sequential" if options.sequential else "parallel, float activations",
     }
+
+
+def _treated(options: Options, treatment: str, groups: int, along: str) -> str:
+    """How linear inputs or attention maps are quantised, in words."""
+    _, act_bits = options.widths()
+    if treatment == "float" or act_bits == minmax.FLOAT:
+        return "float"
+    if treatment == "layer":
+        return f"{act_bits} bits, per tensor, min-max"
+    if options.upper_bound:
+        return f"{act_bits} bits, a range of the moment for every index along '{along}' (upper bound)"
+    return f"{act_bits} bits, {groups} groups along '{along}', chosen per image"

@@ -107,12 +107,21 @@ def baselines(options: Options) -> dict[str, tuple[str, Any]]:
 def protocol(options: Options) -> dict[str, Any]:
     """What has to be known to compare a result of this method."""
     weight_bits, act_bits = options.widths()
+    kept = f"per tensor and axes '{options.keep}' where there" if options.keep else "per tensor"
+    form = "symmetric" if options.symmetric else "affine"
+    cut = f" {options.percentile} %" if options.range == "percentile" else ""
+    activations = f"{width(act_bits)}, {form}, {kept}, range by {options.range}{cut}"
     return {
-        "weights": f"{weight_bits} bits, affine, per output channel, min-max",
-        "activations": f"{act_bits} bits, per tensor" + (f" and axes '{options.keep}'" if options.keep else ""),
-        "patch embedding and head": f"{options.edge_bits} bits",
-        "query, key, value": f"{act_bits} bits, per tensor",
-        "softmax": f"{act_bits} bits, per tensor",
+        "weights": f"{width(weight_bits)}, affine, per output channel, range by max",
+        "linear inputs": activations,
+        "softmax": activations,
+        "query, key, value": activations,
+        "patch embedding and head": f"{width(options.edge_bits)}, input as the other activations",
         "float": "LayerNorm, softmax, GELU, biases, residual additions",
         "calibration order": "sequential" if options.sequential else "parallel, float activations",
     }
+
+
+def width(bits: int) -> str:
+    """``4 bits``, or ``float``."""
+    return "float" if bits == FLOAT else f"{bits} bits"

@@ -30,7 +30,7 @@ class Model(NamedTuple):
 
     def forward(self, params: Any, images: jax.typing.ArrayLike, dot: Dot = float_dot) -> jax.Array:
         """Images [b y x c] to logits [b o]."""
-        return self.module.apply({"params": params}, images, dot)
+        return self.module.apply({"params": params}, jnp.asarray(images), dot)
 
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters."""
@@ -53,5 +53,8 @@ def build(architecture: str, spec: Mapping[str, Any]) -> Model:
     for name in fields:
         if name not in known:
             raise ValueError(f"model.{name}: {architecture} has no such option{nearest(name, known)}")
-    built = vit.sized(spec["size"], **fields) if spec.get("size") else shape(**fields)
+    try:
+        built = vit.sized(spec["size"], **fields) if spec.get("size") else shape(**fields)
+    except TypeError as error:  # "16" for 16
+        raise ValueError(f"model: a field has the wrong type: {error}") from None
     return Model(architecture, built, module(built))

@@ -60,10 +60,10 @@ CASES = {  # options: the addresses that change, to what
     "qkv float": (dict(qkv="float"), dict.fromkeys(QKV)),
     "linear_along": (dict(linear_along="n"), {a: dict(along="n") for a in LINEAR}),
     "softmax_along": (dict(softmax_along="q"), {a: dict(along="q") for a in MAPS}),
-    "weights": (dict(weights="max"), {a: dict(range="max") for a in WEIGHTS}),
-    "weights mse": (dict(weights="mse"), {"patch.w": dict(range="mse"), "head.w": dict(range="mse")}),
+    "weight_range": (dict(weight_range="max"), {a: dict(range="max") for a in WEIGHTS}),
+    "weights mse": (dict(weight_range="mse"), {"patch.w": dict(range="mse"), "head.w": dict(range="mse")}),
     "weight_percentile": (
-        dict(weights="percentile", weight_percentile=2.0),
+        dict(weight_range="percentile", weight_percentile=2.0),
         {a: dict(range="percentile", percentile=(2.0,)) for a in [*WEIGHTS, "patch.w", "head.w"]},
     ),
     "upper_bound": (
@@ -128,7 +128,7 @@ MISFITS = {
     "the image's axis": (dict(softmax_along="bq"), r"pv\.p: along: got 'bq', must name axes .* other than"),
     "no axis": (dict(linear_along=""), r"qkv\.x: along: got ''"),
     "no restarts": (dict(restarts=0), r"qkv\.x: restarts: got 0, must be at least 1"),
-    "half cut off": (dict(weights="percentile", weight_percentile=50.0), r"patch\.w: percentile: got \(50\.0,\)"),
+    "half cut off": (dict(weight_range="percentile", weight_percentile=50.0), r"patch\.w: percentile: got \(50\.0,\)"),
 }
 
 
@@ -157,7 +157,7 @@ def test_shown_beside_it_are_min_max_at_the_same_widths_and_the_upper_bound():
 
 @pytest.mark.parametrize("case", [c for c, (_, changes) in CASES.items() if changes and c in (
     "bits", "weight_bits", "act_bits", "edge_bits", "groups", "softmax_groups", "linear", "softmax", "qkv",
-    "linear_along", "softmax_along", "weights", "mstep", "zero_point",
+    "linear_along", "softmax_along", "weight_range", "mstep", "zero_point",
 )])  # fmt: skip
 def test_the_protocol_tells_options_apart(case):
     assert igq.protocol(igq.Options(**CASES[case][0])) != igq.protocol(igq.Options())
