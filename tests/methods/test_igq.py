@@ -61,7 +61,7 @@ CASES = {  # options: the addresses that change, to what
     "linear_along": (dict(linear_along="n"), {a: dict(along="n") for a in LINEAR}),
     "softmax_along": (dict(softmax_along="q"), {a: dict(along="q") for a in MAPS}),
     "weight_range": (dict(weight_range="max"), {a: dict(range="max") for a in WEIGHTS}),
-    "weights mse": (dict(weight_range="mse"), {"patch.w": dict(range="mse"), "head.w": dict(range="mse")}),
+    "weight_range mse": (dict(weight_range="mse"), {"patch.w": dict(range="mse"), "head.w": dict(range="mse")}),
     "weight_percentile": (
         dict(weight_range="percentile", weight_percentile=2.0),
         {a: dict(range="percentile", percentile=(2.0,)) for a in [*WEIGHTS, "patch.w", "head.w"]},
