@@ -49,7 +49,7 @@ def quantile_start(points: Float[Array, "p 2"], groups: int) -> Float[Array, "g 
 def plus_plus_start(key: Key[Array, ""], points: Float[Array, "p 2"], groups: int) -> Float[Array, "g 2"]:
     """Centres drawn from the points, each with probability proportional to its squared distance to those before it.
 
-    Arthur & Vassilvitskii 2007. Once every point is a centre the last are drawn at random and stay empty.
+    Arthur & Vassilvitskii 2007. Once every point is a centre the rest repeat the first point and stay empty.
     """
     count = points.shape[0]
     first = jax.random.randint(jax.random.fold_in(key, 0), (), 0, count)
