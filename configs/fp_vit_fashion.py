@@ -2,10 +2,12 @@
 
     python -m jvq.main --config configs/fp_vit_fashion.py
 
-24 epochs, 11,232 steps of 128 images: 83 minutes on two shared cores (an idle pair needs about 0.28 seconds a step). Top-1 on the
-10,000 test images 0.9168 (standard error 0.0027). The result is ``weights.safetensors`` in the workdir; the shipped one
-came from Python 3.13, jax 0.12.0.1, two cores: a script called the same training functions with these settings, before
-LayerNorm and attention were reordered to be independent of the batch size. This command has not been rerun. The stream of batches and the random draws are the same everywhere, sums
+24 epochs, 11,232 steps of 128 images: 83 minutes on two shared cores (an idle pair needs about 0.28 seconds a step).
+Top-1 on the 10,000 test images 0.9168 (standard error 0.0027). The result is ``weights.safetensors`` in the workdir;
+the shipped one came from Python 3.13, jax 0.12.0.1, two cores: a script called the same training
+functions with these settings, before
+LayerNorm and attention were reordered to be independent of the batch size. This command has not been rerun.
+The stream of batches and the random draws are the same everywhere, sums
 are added in an order that versions and core counts change: expect this accuracy, not these bits.
 """
 

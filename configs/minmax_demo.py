@@ -2,7 +2,8 @@
 
     python -m jvq.main --config configs/minmax_demo.py [--config.method.bits=4]
 
-Data: Fashion-MNIST, 32 training images to calibrate, 10,000 test images. Not timed: configs/igq_demo.py, 80 seconds, contains it.
+Data: Fashion-MNIST, 32 training images to calibrate, 10,000 test images.
+Not timed: configs/igq_demo.py, 80 seconds, contains it.
 Top-1 at W8A8 0.9179, W6A6 0.9166, W4A4 0.8582, W3A3 0.6284 (float 0.9168), from the minmax rows of configs/igq_demo.py.
 """
 
