@@ -1,6 +1,8 @@
-"""IGQ-ViT with 8 groups a site on the embedded ViT, next to float, min-max and the paper's upper bound.
+"""IGQ-ViT with 8 groups a site on an embedded model, next to float, min-max and the paper's upper bound.
 
     python -m jvq.main --config configs/igq_demo.py [--config.method.bits=3]
+    python -m jvq.main --config configs/igq_demo.py:deit [--config.method.bits=3]
+    python -m jvq.main --config configs/igq_demo.py:swin [--config.method.bits=3]
 
 Data: Fashion-MNIST, 32 training images to calibrate, 10,000 test images. About 80 seconds on two cores.
 Top-1 of this command, seed 0 (float 0.9168; a standard error is 0.0028 at 4 bits, 0.0036 at 3):
@@ -12,7 +14,14 @@ Top-1 of this command, seed 0 (float 0.9168; a standard error is 0.0028 at 4 bit
 """
 
 from jvq.config import config
+from jvq.core.errors import nearest
+
+WEIGHTS = {"vit": "fashion_vit", "deit": "fashion_deit", "swin": "fashion_swin"}
 
 
 def get_config(arg=None):
-    return config("igq_demo", "igq", weights="fashion_vit", bits=4)
+    model = arg or "vit"
+    if model not in WEIGHTS:
+        raise ValueError(f"config igq_demo.py:{model}: no such model{nearest(model, WEIGHTS)}")
+    name = "igq_demo" if model == "vit" else f"igq_demo_{model}"
+    return config(name, "igq", weights=WEIGHTS[model], bits=4)

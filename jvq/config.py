@@ -12,6 +12,8 @@ from ml_collections import config_dict
 from jvq.core.errors import nearest
 from jvq.methods import METHODS
 
+WIDTHS = ("bits", "weight_bits", "act_bits", "edge_bits")  #: options that the rows of a table share
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -37,17 +39,24 @@ class Run:
     name: str
     method_name: str
     method: Any  # the method's Options
-    weights: str = ""  # embedded name or path; "" for training from scratch
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # architecture and Spec fields, from scratch
-    preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the checkpoint made from scratch
+    weights: str = ""  # embedded or public name, or path; "" for training from scratch
+    model: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # Spec fields: from scratch, or over the weights'
+    preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of what is trained, or over the weights'
     resolution: int | None = None  # pixels a side, instead of the checkpoint's; positions are interpolated
     data: Data = dataclasses.field(default_factory=Data)
     rules: str = ""  # "pattern=bits,pattern=float": changes to the method's recipe, last match wins
     seed: int = 0
+    needs: str = ""  # what has to be fetched before this can run, said where it is missing
+    rows: Mapping[str, tuple[str, Any]] = dataclasses.field(default_factory=dict)  # more rows: method, its Options
+    widths: str = ""  # "W8A8,W4A4": all of these instead of the method's bits, in one table (jvq.sweep)
+    seeds: int = 1  # calibration sets, drawn by seed, seed + 1, ...: means and spreads over them (jvq.sweep)
 
     def __post_init__(self) -> None:
         _least(1, "resolution", self.resolution)
         _least(0, "seed", self.seed)
+        _least(1, "seeds", self.seeds)
 
 
 def config(
@@ -61,11 +70,17 @@ def config(
     data: Mapping[str, Any] | None = None,
     rules: str = "",
     seed: int = 0,
+    needs: str = "",
+    rows: Mapping[str, Mapping[str, Any]] | None = None,
+    widths: str = "",
+    seeds: int = 1,
     **options: Any,
 ) -> ml_collections.ConfigDict:
     """A ConfigDict that shows every option of the method and the data, so that each can be overridden.
 
-    ``options`` are fields of the method's ``Options``; the run's ``seed`` is also the method's.
+    ``options`` are fields of the method's ``Options``; the run's ``seed`` is also the method's. ``rows`` are shown
+    beside the method and its baselines: ``{"percentile": {"name": "minmax", "range": "percentile"}}``, at the
+    method's widths where they have none of their own.
     """
     chosen = _method(method).Options
     return ml_collections.ConfigDict(
@@ -79,6 +94,10 @@ def config(
             "method": {"name": method, **_shown(chosen, options, "method")},
             "rules": rules,
             "seed": seed,
+            "needs": needs,
+            "rows": {label: dict(row) for label, row in (rows or {}).items()},
+            "widths": widths,
+            "seeds": seeds,
         }
     )
 
@@ -88,16 +107,24 @@ def typed(cfg: Any) -> Run:
     if not isinstance(cfg, (Mapping, ml_collections.ConfigDict)):
         raise ValueError(f"config: get_config must return what jvq.config.config makes, got {type(cfg).__name__}")
     tree = cfg.to_dict() if isinstance(cfg, ml_collections.ConfigDict) else dict(cfg)
-    method = dict(_mapping(tree.pop("method", {}), "method"))
-    if "name" not in method:
-        raise ValueError(f"config: method.name is missing{nearest('', METHODS)}")
-    kind = str(method.pop("name"))
-    options = _method(kind).Options
-    seed = tree.get("seed", 0)
-    if "seed" in {f.name for f in dataclasses.fields(options)}:
-        method.setdefault("seed", seed)
+    shared = {"seed": tree.get("seed", 0)}
+    kind, options = _options(tree.pop("method", {}), "method", shared)
+    shared |= {name: getattr(options, name) for name in WIDTHS if hasattr(options, name)}
+    rows = _mapping(tree.get("rows", {}), "rows")
+    tree["rows"] = {label: _options(row, f"rows.{label}", shared) for label, row in rows.items()}
     tree["data"] = _made(Data, tree.get("data", {}), "data")
-    return _made(Run, {**tree, "method_name": kind, "method": _made(options, method, "method")}, "config")
+    return _made(Run, {**tree, "method_name": kind, "method": options}, "config")
+
+
+def _options(given: Any, where: str, shared: Mapping[str, Any]) -> tuple[str, Any]:
+    """A method's name and its Options; ``shared`` are values of options that it has and that are not given."""
+    fields = dict(_mapping(given, where))
+    if "name" not in fields:
+        raise ValueError(f"config: {where}.name is missing{nearest('', METHODS)}")
+    kind = str(fields.pop("name"))
+    options = _method(kind).Options
+    known = {f.name for f in dataclasses.fields(options)}
+    return kind, _made(options, {**{k: v for k, v in shared.items() if k in known}, **fields}, where)
 
 
 def _method(name: str) -> Any:

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"unexpected argument '{argv[1]}': options start with --")
     if CONFIG.value is None:
         raise ValueError(f"--config is missing, e.g. --config configs/igq_demo.py{nearest('', _configs('configs'))}")
-    from jvq import report, run
+    from jvq import report, run, sweep
     from jvq.config import typed
     from jvq.environment import command_line
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     new = not workdir.exists()
     report.claim(workdir, OVERWRITE.value)
     try:
-        run.run(cfg, workdir, console, command_line())
+        run.run(cfg, workdir, console, command_line(), sweep.work if sweep.wanted(cfg) else None)
     except ValueError:
         if new:
             with contextlib.suppress(OSError):  # where something was written, it stays

@@ -57,6 +57,16 @@ def test_whole_numbers_are_made_floats_where_a_float_is_wanted():
     assert (value, type(value)) == (1.0, float)
 
 
+def test_rows_share_the_method_s_widths_and_seed():
+    cfg = config("x", "igq", rows={"a": {"name": "minmax"}, "b": {"name": "igq", "bits": 8, "groups": 3}}, seed=5)
+    cfg.method.bits = 6
+    cfg.method.act_bits = 3
+    cfg.rows.b.groups = 2
+    rows = typed(cfg).rows
+    assert rows["a"] == ("minmax", METHODS["minmax"].Options(bits=6, act_bits=3))
+    assert rows["b"] == ("igq", METHODS["igq"].Options(bits=8, act_bits=3, groups=2, seed=5))
+
+
 PLAIN = {"name": "x", "method": {"name": "igq"}}
 MISTAKES = {
     "unknown method": (lambda: config("x", "ingq"), "method 'ingq' is not known .did you mean 'igq'"),
@@ -79,6 +89,10 @@ MISTAKES = {
     "negative seed": (lambda: typed(config("x", "igq", seed=-1)), "seed must be at least 0, got -1"),
     "weights no text": (lambda: typed({**PLAIN, "weights": 3}), "weights must be str, got 3"),
     "no epochs": (lambda: config("x", "supervised", epochs=0), "method.epochs: got 0, must be at least 1"),
+    "no such distillation": (
+        lambda: config("x", "supervised", distillation="hrad"),
+        "method.distillation: got 'hrad' .did you mean 'hard'",
+    ),
     "smoothing of one": (lambda: config("x", "supervised", smoothing=1.0), "method.smoothing: got 1.0, must be in"),
 }
 

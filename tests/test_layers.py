@@ -26,6 +26,7 @@ BELOW: dict[str, set[str]] = {
     "data": {"core"},
     "train": {"core"},
     "evaluate": {"core"},
+    "evaluate_maps": {"core"},
     "accounting": {"core"},
     "environment": {"core"},
     "export": {"core"},
@@ -33,7 +34,7 @@ BELOW: dict[str, set[str]] = {
     "methods": {"core", "quantizers", "train"},
     "config": {"core", "methods"},
 }
-ABOVE_ALL = {"", "main", "run"}  # "" is jvq/__init__.py
+ABOVE_ALL = {"", "main", "run", "sweep"}  # "" is jvq/__init__.py
 OUTSIDE_OF_CORE = {"jax", "jaxtyping", "numpy"}  # and the standard library
 LAZY = {"tensorflow", "tensorflow_datasets"}  # slow to import: inside functions only
 VAGUE = {"common", "helper", "helpers", "manager", "managers", "util", "utils"}

@@ -358,7 +358,7 @@ MISTAKES = {
     "weights that are not there": (dict(weights="{root}/vi.safetensors"), "no file .*beside it: vit.safetensors"),
     "weights that are something else": (
         dict(weights="{root}/train.npz"),
-        "train.npz cannot be read as jvq safetensors",
+        "train.npz has names of no format that jvq knows",
     ),
     "size between patches": (dict(resolution=10), r"model.image 10x10 is not a multiple of model.patch 4: \[8, 12\]"),
     "unknown data": (dict(data={"name": "npy"}), "no source 'npy' .did you mean 'npz'"),
@@ -474,6 +474,63 @@ def test_training_wants_preprocessing_that_fits_the_model(change, root, tmp_path
     monkeypatch.setattr(run.supervised, "train", lambda *_, **__: pytest.fail("trained already"))
     with pytest.raises(ValueError, match="preprocess"):
         report_of(supervised(root, preprocess=PREPROCESS | change), tmp_path)
+
+
+STUDENTS = {
+    "deit": (SPEC | {"distill_token": True}, "hard"),
+    "swin": (
+        dict(
+            architecture="swin", image=(8, 8), channels=1, patch=2, dim=8, depths=(2,), heads=(2,), window=2, classes=3
+        ),
+        "soft",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_learns_from_a_teacher(name, root, tmp_path):
+    """Its checkpoint depends on the teacher, and runs through a quantising method by itself."""
+    spec, distillation = STUDENTS[name]
+    teacher = str(root / "vit.safetensors")
+    with jax.numpy_dtype_promotion("standard"):  # optax is not strict
+        for alpha in (0.0, 1.0):
+            cfg = supervised(root, model=spec, teacher=teacher, distillation=distillation, alpha=alpha)
+            report_of(cfg, tmp_path / str(alpha))
+    labelled, taught = (open_weights(str(tmp_path / a / run.WEIGHTS)).params for a in ("0.0", "1.0"))
+    kernels = [p["patch"]["kernel"] for p in (labelled, taught)]
+    assert not np.array_equal(*kernels)
+    if name == "deit":  # each head learns from its own source alone
+        assert not labelled["head_dist"]["kernel"].any()
+        assert not taught["head"]["kernel"].any()
+    quantised = post_training(root, weights=str(tmp_path / "1.0" / run.WEIGHTS), groups=2)
+    rows = report_of(quantised, tmp_path / "1.0" / "q")["rows"]
+    assert [row["name"] for row in rows] == ["float", "minmax", "igq", "igq_upper_bound"]
+
+
+TEACHERS = {
+    "no file": (dict(teacher="nowhere.safetensors"), "no file 'nowhere.safetensors'"),
+    "other preprocessing": (
+        dict(teacher="TEACHER", preprocess=PREPROCESS | {"mean": [0.1]}),
+        "method.teacher .* sees images prepared by",
+    ),
+    "other classes": (dict(teacher="TEACHER", model=SPEC | {"classes": 4}), "knows 3 classes, the student 4"),
+}
+
+
+@pytest.mark.parametrize("case", TEACHERS)
+def test_a_teacher_must_fit(case, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(run.supervised, "train", lambda *_, **__: pytest.fail("trained already"))
+    changes, says = TEACHERS[case]
+    if changes["teacher"] == "TEACHER":
+        changes = changes | {"teacher": str(root / "vit.safetensors")}
+    with pytest.raises(ValueError, match=says):
+        report_of(supervised(root, **changes), tmp_path)
+
+
+def test_what_a_config_needs_is_said_where_it_is_missing(root, tmp_path):
+    cfg = post_training(root, data={"dir": str(tmp_path / "nowhere")}, needs="pictures of cats")
+    with pytest.raises(ValueError, match="nowhere.*. tiny needs pictures of cats"):
+        report_of(cfg, tmp_path)
 
 
 def test_stages_add_up():

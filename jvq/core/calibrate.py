@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvq.core.dot import packed_dot, quantized, recording
+from jvq.core.packed import Packed
 from jvq.core.quantizer import Codes, Quantizer, State
 from jvq.core.recipe import Forward, Operand, Plan, Sites
 
@@ -43,6 +44,8 @@ def calibrate(
     are captured in as few passes as keep what is held below about ``memory`` bytes. Raises ``ValueError`` naming the
     address, or the image, where a number is not finite.
     """
+    if not len(images):
+        raise ValueError("calibration: no images, at least one is needed")
     bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
     if bad.size:
         raise ValueError(f"calibration image {bad[0]} has values that are not finite ({bad.size} such images)")
@@ -79,6 +82,8 @@ def _leaf(params: Any, operand: Operand) -> jax.Array:
     assert operand.path is not None
     for key in operand.path:
         params = params[key]
+    if isinstance(params, Packed):
+        raise ValueError(f"{operand.address}: the weight is packed already; quantise the float checkpoint")
     return params
 
 

@@ -3,7 +3,7 @@
 The glossary of axis letters, stated once:
 
     b image    m window    n q k token    d input channel    o output channel
-    s one of query, key, value    h head    e channel in a head    g group
+    s one of query, key, value    h head    e channel in a head    g group    t tap of a kernel
 
 An operand's *address* is ``site + "." + role``, for example ``block03/attn/pv.p``. Roles: ``x w`` (linear), ``q k``
 (scores), ``p v`` (values); a product is recorded as ``site + ".y"``. Dots nest: each function below that takes

@@ -16,13 +16,15 @@ def freeze(
 ) -> tuple[Any, dict[str, Quantizer], dict[str, State]]:
     """The same parameter tree with :class:`Packed` leaves, and the plan and state that are left: the activations'.
 
-    The forward of the result with ``packed_dot`` computes what fake quantisation of the whole plan computes.
+    The forward of the result with ``packed_dot`` computes what fake quantisation of the whole plan computes. Raises
+    ``ValueError`` where two operands of the plan are one parameter: it could be packed in one way only.
     """
     packed = {}
     for address, quantizer in plan.items():
         path = known[address].path
         if path is not None:
-            assert path not in packed, f"{address}: its parameter {'/'.join(path)} has another quantiser already"
+            if path in packed:
+                raise ValueError(f"{address}: its parameter {'/'.join(path)} is packed for another site already")
             packed[path] = (quantizer, qstate[address], known[address].letters)
 
     def replace(path: tuple[Any, ...], leaf: Any) -> Any:

@@ -26,7 +26,8 @@ def affine(
     ``zero_point`` says what becomes of an interval without 0. ``extend``: it is made to contain 0 first (our default).
     ``free``: it is quantised as it is, the zero point outside the codes. ``clamp``: scale from ``upper - lower``, zero
     point cut to the codes: the paper's literal form, which clips such an interval at ``upper - lower``.
-    The scale is at least 1e-8 and at least 2**-22 of the larger bound, so that ``x / scale`` stays exact in float32.
+    The scale is at least 1e-8 and at least 2**-22 of the larger bound, so that ``x / scale`` stays below 2**22,
+    where float32 still tells halves apart (``free`` and an interval far from 0: half a code off at that end).
     """
     if zero_point == "extend":
         lower, upper = jnp.minimum(lower, 0.0), jnp.maximum(upper, 0.0)

@@ -2,6 +2,7 @@
 
 from jvq.data.folder import ImageFolder
 from jvq.data.loader import Batch, Loader, Sample, batches, sample, train_batches
+from jvq.data.photos import Photos
 from jvq.data.records import CorruptImage, InMemory, Record, Records, Source
 from jvq.data.sources import Fashion, Npz, Tfds, open_source
 from jvq.data.transforms import Preprocess
@@ -14,6 +15,7 @@ __all__ = [
     "InMemory",
     "Loader",
     "Npz",
+    "Photos",
     "Preprocess",
     "Record",
     "Records",

@@ -16,9 +16,10 @@ import numpy as np
 from jvq.core.errors import nearest
 from jvq.data import embedded
 from jvq.data.folder import ImageFolder, existing_folder
+from jvq.data.photos import Photos
 from jvq.data.records import CorruptImage, InMemory, Record, Source
 
-NAMES = ("fashion", "folder", "npz", "tfds:NAME")
+NAMES = ("fashion", "photos", "folder", "npz", "tfds:NAME")
 SPLITS = ("train", "test", "validation", "val")
 
 
@@ -101,7 +102,7 @@ class Tfds:
 
 
 def open_source(name: str, split: str, dir: str | os.PathLike[str] | None = None) -> Source:
-    """The source called ``name``: "fashion", "folder", "npz" or "tfds:NAME"; ``split`` is "train" or "test".
+    """The source called ``name``: "fashion", "photos", "folder", "npz" or "tfds:NAME"; ``split`` is "train" or "test".
 
     "folder" takes ``dir/split`` where it exists ("test" may also be called "validation" or "val"), else ``dir`` itself;
     "npz" takes ``dir/split.npz`` likewise, or ``dir`` itself where that is a file; "tfds:NAME" takes ``dir`` as its
@@ -110,6 +111,8 @@ def open_source(name: str, split: str, dir: str | os.PathLike[str] | None = None
     kind, _, rest = name.partition(":")
     if name == "fashion":
         return Fashion(split)
+    if name == "photos":
+        return Photos(split)
     if kind == "tfds" and rest:
         return Tfds(rest, split, dir)
     if name not in ("folder", "npz"):

@@ -42,7 +42,7 @@ class Options:
     softmax: Literal["groups", "layer", "float"] = "groups"  # how attention maps are treated
     qkv: Literal["tensor", "head", "float"] = "tensor"  # granularity of query, key, value (static)
     linear_along: str = "d"  # axes whose indices choose a group in linear inputs
-    softmax_along: str = "hq"  # "hq": each row of each head; "q": a token over all heads
+    softmax_along: str = "hq"  # "hq": each row of each head; "q": a token over all heads; always each window apart
     mstep: MStep = "mse"  # mean: the paper's letter
     zero_point: ZeroPoint = "extend"  # clamp: the paper's letter
     distance: Distance = "squared"
@@ -90,7 +90,9 @@ def _quantizer(options: Options, o: Operand) -> Quantizer | None:
         return None
     if treatment == "layer":
         return Uniform(act_bits)
-    along = options.softmax_along if rows else options.linear_along
+    along = options.linear_along
+    if rows:  # rows of different windows are different rows; a linear input's statistics run over all windows
+        along = ("m" if "m" in o.letters and "m" not in options.softmax_along else "") + options.softmax_along
     if options.upper_bound:
         return Dynamic(act_bits, "b" + along, nonnegative=rows, zero_point=options.zero_point)
     groups = options.groups if not rows or options.softmax_groups is None else options.softmax_groups

@@ -18,7 +18,7 @@ from jvq.core.recipe import Forward, Operand, Plan, Recipe, Sites
 from jvq.quantizers import Uniform
 from jvq.quantizers.uniform import Range
 
-EDGES = ("patch", "head", "head_dist")  #: first and last products, whose width every result states
+EDGES = ("patch", "head", "head_dist", "decoder")  #: first and last products, whose width every result states
 FLOAT = 32  #: "bits" that mean: not quantised
 
 
@@ -33,6 +33,7 @@ class Options:
     keep: str = ""  # axes of activations with a range of their own where they have them, e.g. "h"
     range: Range = "max"  # of activations
     percentile: float = 0.1  # percent cut off at each end, with range="percentile"
+    weight_range: Range = "max"  # of weights; their percentile is the same
     symmetric: bool = False  # activations
     sequential: bool = False  # calibrate each site behind quantised earlier ones
 
@@ -47,7 +48,7 @@ def widths(bits: int, weight_bits: int | None, act_bits: int | None) -> tuple[in
 
 
 def is_edge(operand: Operand) -> bool:
-    """Whether the operand belongs to the patch embedding or a head."""
+    """Whether the operand belongs to the patch embedding, a head or a decoder."""
     return operand.site.split("/")[0] in EDGES
 
 
@@ -77,13 +78,19 @@ def recipe(options: Options, known: Sites) -> Recipe:
     for address, o in known.items():
         if o.path is not None:
             bits = options.edge_bits if is_edge(o) else weight_bits
-            rules.append((address, at(bits, Uniform(bits, keep=outputs(o)))))
+            rules.append((address, at(bits, _weight(options, o, bits))))
         else:
             bits = options.edge_bits if is_edge(o) else act_bits
             keep = axes.ordered(set(options.keep) & set(o.letters), o.letters)
             cut = (options.percentile,)
             rules.append((address, at(bits, Uniform(bits, keep, options.symmetric, options.range, cut))))
     return rules
+
+
+def _weight(options: Options, o: Operand, bits: int) -> Uniform:
+    plain = Uniform(bits, outputs(o), range=options.weight_range)
+    cut = (options.percentile,)
+    return dataclasses.replace(plain, percentile=cut) if options.weight_range == "percentile" else plain
 
 
 def fit(
@@ -109,10 +116,11 @@ def protocol(options: Options) -> dict[str, Any]:
     weight_bits, act_bits = options.widths()
     kept = f"per tensor and axes '{options.keep}' where there" if options.keep else "per tensor"
     form = "symmetric" if options.symmetric else "affine"
-    cut = f" {options.percentile} %" if options.range == "percentile" else ""
-    activations = f"{width(act_bits)}, {form}, {kept}, range by {options.range}{cut}"
+    found = {"percentile": f"percentile {options.percentile} %"}
+    activations = f"{width(act_bits)}, {form}, {kept}, range by {found.get(options.range, options.range)}"
+    weights = found.get(options.weight_range, options.weight_range)
     return {
-        "weights": f"{width(weight_bits)}, affine, per output channel, range by max",
+        "weights": f"{width(weight_bits)}, affine, per output channel, range by {weights}",
         "linear inputs": activations,
         "softmax": activations,
         "query, key, value": activations,

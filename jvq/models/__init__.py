@@ -9,11 +9,15 @@ import jax.numpy as jnp
 
 from jvq.core.dot import Dot, float_dot
 from jvq.core.errors import nearest
-from jvq.models import vit
+from jvq.models import saliency, swin, vit
 
-ARCHITECTURES = {"vit": (vit.Spec, vit.ViT)}
+ARCHITECTURES = {  # name: shape, module, shape by the name of a size
+    "vit": (vit.Spec, vit.ViT, vit.sized),
+    "swin": (swin.Spec, swin.Swin, swin.sized),
+    "saliency": (saliency.Spec, saliency.Saliency, saliency.sized),
+}
 
-__all__ = ["ARCHITECTURES", "Model", "build", "vit"]
+__all__ = ["ARCHITECTURES", "Model", "build", "saliency", "swin", "vit"]
 
 
 class Model(NamedTuple):
@@ -32,6 +36,12 @@ class Model(NamedTuple):
         """Images [b y x c] to logits [b o]."""
         return self.module.apply({"params": params}, jnp.asarray(images), dot)
 
+    def heads(self, params: Any, images: jax.typing.ArrayLike, dot: Dot = float_dot) -> jax.Array:
+        """Images [b y x c] to the logits of every head [b t o]: two with a distillation token, else one."""
+        if getattr(self.spec, "distill_token", False):
+            return self.module.apply({"params": params}, jnp.asarray(images), dot, heads=True)
+        return self.forward(params, images, dot)[:, None]
+
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters."""
         return jax.jit(self.module.init)(key, jnp.zeros((1, *self.image)))["params"]
@@ -45,7 +55,7 @@ def build(architecture: str, spec: Mapping[str, Any]) -> Model:
     """The model of an architecture by name and the fields of its Spec; ``size="S/16"`` stands for dim, depth, heads."""
     if architecture not in ARCHITECTURES:
         raise ValueError(f"model.architecture '{architecture}' is not known{nearest(architecture, ARCHITECTURES)}")
-    shape, module = ARCHITECTURES[architecture]
+    shape, module, sized = ARCHITECTURES[architecture]
     fields: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in spec.items() if name != "size"
     }
@@ -54,7 +64,7 @@ def build(architecture: str, spec: Mapping[str, Any]) -> Model:
         if name not in known:
             raise ValueError(f"model.{name}: {architecture} has no such option{nearest(name, known)}")
     try:
-        built = vit.sized(spec["size"], **fields) if spec.get("size") else shape(**fields)
+        built = sized(spec["size"], **fields) if spec.get("size") else shape(**fields)
     except TypeError as error:  # "16" for 16
         raise ValueError(f"model: a field has the wrong type: {error}") from None
     return Model(architecture, built, module(built))

@@ -55,6 +55,11 @@ def ordered_sum(x: Float[Array, "*lead n"]) -> Float[Array, "*lead 1"]:
     return jax.lax.platform_dependent(x, cpu=halves, default=lambda x: x.sum(axis=-1, keepdims=True))
 
 
+def pooled(x: Float[Array, "b n d"]) -> Float[Array, "b 1 d"]:
+    """The mean over the tokens, as one token."""
+    return rearrange(ordered_sum(rearrange(x, "b n d -> b d n")), "b d 1 -> b 1 d") / x.shape[1]
+
+
 def softmax(scores: Float[Array, "*lead n"]) -> Float[Array, "*lead n"]:
     """Softmax over the last axis, float32."""
     wide = scores.astype(jnp.float32)
@@ -68,12 +73,15 @@ class Linear(nn.Module):
     equation: str  # "bnd,do->bno"
     shape: tuple[int, ...]  # of the kernel, in its letters
     kernel_init: Initializer = nn.initializers.lecun_normal(in_axis=0, out_axis=-1)
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ..."], dot: Dot) -> Float[Array, "..."]:
         (_, kernel_letters), out = axes.split(self.equation)
         w = weight(self, "kernel", self.kernel_init, self.shape)
         y = dot(site(self), self.equation, x=x, w=w)
+        if not self.use_bias:
+            return y
         kept = [i for i, a in enumerate(kernel_letters) if a in out]
         bias = self.param("bias", nn.initializers.zeros_init(), tuple(self.shape[i] for i in kept))
         return y + axes.expand(bias, "".join(kernel_letters[i] for i in kept), out)

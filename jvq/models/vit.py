@@ -1,26 +1,35 @@
-"""ViT and DeiT: one architecture, sizes by name.
+"""ViT, DeiT and DINOv2: one architecture, sizes by name.
 
-Sources: Dosovitskiy et al. 2021 (ViT), Touvron et al. 2021 (DeiT, distillation token) and 2021b (LayerScale).
+Sources: Dosovitskiy et al. 2021 (ViT), Touvron et al. 2021 (DeiT, distillation token) and 2021b (LayerScale), Oquab et
+al. 2023 (DINOv2), Darcet et al. 2024 (registers).
 """
 
 import dataclasses
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
 from jvq.core.dot import Dot, float_dot
 from jvq.core.errors import nearest
-from jvq.models.layers import Block, Linear, Norm, ordered_sum
+from jvq.models.layers import Block, Linear, Norm, pooled
+from jvq.models.positions import torch_bicubic
 
 SIZES = {  # name: (dim, depth, heads)
     "Ti": (192, 12, 3),
     "S": (384, 12, 6),
     "B": (768, 12, 12),
     "L": (1024, 24, 16),
+}
+POOLS = {  # what the head sees
+    "cls": "the class token",
+    "mean": "the norm of the patches' mean (timm's fc_norm)",
+    "normed_mean": "the mean of the normalised patches (big_vision's gap)",
+    "both": "the class token and the mean of the normalised patches, side by side (DINOv2)",
+    "none": "all tokens; there is no head",
 }
 
 
@@ -38,7 +47,9 @@ class Spec:
     classes: int = 1000  # 0: no head, the forward gives the pooled features
     class_token: bool = True
     distill_token: bool = False  # DeiT: a second token and a second head, averaged
-    pool: Literal["cls", "mean"] = "cls"
+    registers: int = 0  # tokens behind those two, without positions
+    pool: Literal["cls", "mean", "normed_mean", "both", "none"] = "cls"  # see ``POOLS``
+    representation: int = 0  # width of a tanh layer before the head (augreg's pre_logits); 0: none
     layer_scale: float | None = None  # initial value; None: no LayerScale
     eps: float = 1e-6
 
@@ -49,10 +60,16 @@ class Spec:
             raise ValueError(f"model.image {y}x{x} is not a multiple of model.patch {self.patch}: {near} would be")
         if self.dim % self.heads:
             raise ValueError(f"model.dim {self.dim} is not a multiple of model.heads {self.heads}")
-        if self.pool == "cls" and not self.class_token:
-            raise ValueError("model.pool 'cls' needs model.class_token; use pool 'mean' without it")
+        if self.pool not in POOLS:
+            raise ValueError(f"model.pool: got '{self.pool}'{nearest(self.pool, POOLS)}")
+        if self.pool in ("cls", "both") and not self.class_token:
+            raise ValueError(f"model.pool '{self.pool}' needs model.class_token; use pool 'mean' without it")
+        if self.pool == "none" and self.classes:
+            raise ValueError(f"model.pool 'none' gives tokens: model.classes must be 0, got {self.classes}")
         if self.distill_token and (not self.class_token or self.pool != "cls"):
             raise ValueError("model.distill_token needs model.class_token and model.pool 'cls'")
+        if self.registers < 0 or self.representation < 0:
+            raise ValueError("model.registers and model.representation must be at least 0")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -60,9 +77,14 @@ class Spec:
         return self.image[0] // self.patch, self.image[1] // self.patch
 
     @property
-    def prefix(self) -> int:
-        """Tokens in front of the patches."""
+    def placed(self) -> int:
+        """Tokens in front of the patches that have a row in the position table."""
         return int(self.class_token) + int(self.distill_token)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens in front of the patches: class, distillation, registers."""
+        return self.placed + self.registers
 
 
 def sized(name: str, **changes: Any) -> Spec:
@@ -77,57 +99,81 @@ def sized(name: str, **changes: Any) -> Spec:
 
 
 class ViT(nn.Module):
-    """Images [b y x c] to logits [b o]; with ``classes=0`` to pooled features [b d]."""
+    """Images [b y x c] to logits [b o]; with ``classes=0`` to features [b d], with ``pool="none"`` to tokens [b n d].
+
+    With a distillation token the logits are the mean of both heads; ``heads=True`` gives them apart, [b 2 o].
+    """
 
     spec: Spec
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b y x c"], dot: Dot = float_dot) -> Float[Array, "b o"]:
+    def __call__(
+        self, images: Float[Array, "b y x c"], dot: Dot = float_dot, heads: bool = False
+    ) -> Float[Array, "b ..."]:
         s = self.spec
         x = self.tokens(images, dot)
         hidden = round(s.dim * s.mlp_ratio)
         for i in range(s.depth):
             x = Block(s.heads, hidden, s.eps, s.layer_scale, name=f"block{i:02d}")(x, dot)
-        x = pooled(x[:, s.prefix :]) if s.pool == "mean" else x[:, : s.prefix]
-        x = Norm(s.eps, name="norm")(x)  # LayerNorm is per token: it may as well see only the tokens that are used
+        x = self.features(x)
         if not s.classes:
-            return x[:, 0]
-        logits = Linear("bd,do->bo", (s.dim, s.classes), nn.initializers.zeros_init(), name="head")(x[:, 0], dot)
-        if s.distill_token:
-            head = Linear("bd,do->bo", (s.dim, s.classes), nn.initializers.zeros_init(), name="head_dist")
-            logits = (logits + head(x[:, 1], dot)) / 2  # inference of DeiT: the mean of both heads
-        return logits
+            return x if s.pool == "none" else x[:, 0]
+        if s.representation:
+            shape = (x.shape[-1], s.representation)
+            x = jnp.tanh(Linear("bnd,do->bno", shape, name="pre_logits")(x, dot))
+        names = ("head", "head_dist") if s.distill_token else ("head",)
+        shape = (x.shape[-1], s.classes)
+        logits = [
+            Linear("bd,do->bo", shape, nn.initializers.zeros_init(), name=name)(x[:, i], dot)
+            for i, name in enumerate(names)
+        ]
+        if heads:
+            return jnp.stack(logits, axis=1)
+        return (logits[0] + logits[1]) / 2 if s.distill_token else logits[0]
 
     def tokens(self, images: Float[Array, "b y x c"], dot: Dot) -> Float[Array, "b n d"]:
-        """Patches [b n d] behind the class (and distillation) token, with positions added."""
+        """Class, distillation and register tokens, then patches; positions added to all but the registers."""
         s = self.spec
         if images.shape[1:] != (*s.image, s.channels):
             raise ValueError(f"images of shape {images.shape[1:]}, the model wants {(*s.image, s.channels)} (y, x, c)")
         patches = rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=s.patch, q=s.patch)
         x = Linear("bnd,do->bno", (s.patch * s.patch * s.channels, s.dim), name="patch")(patches, dot)
         small = nn.initializers.truncated_normal(0.02)
-        prefix = [
-            jnp.broadcast_to(self.param(name, small, (1, 1, s.dim)), (x.shape[0], 1, s.dim))
-            for name, there in (("cls", s.class_token), ("dist", s.distill_token))
-            if there
-        ]
-        x = jnp.concatenate([*prefix, x], axis=1)
-        return x + self.param("pos", small, (1, x.shape[1], s.dim))
 
+        def learned(name: str, count: int) -> Float[Array, "b n d"]:
+            return jnp.broadcast_to(self.param(name, small, (1, count, s.dim)), (x.shape[0], count, s.dim))
 
-def pooled(x: Float[Array, "b n d"]) -> Float[Array, "b 1 d"]:
-    """The mean over the tokens, as one token."""
-    return rearrange(ordered_sum(rearrange(x, "b n d -> b d n")), "b d 1 -> b 1 d") / x.shape[1]
+        named = (("cls", s.class_token), ("dist", s.distill_token))
+        x = jnp.concatenate([*(learned(name, 1) for name, there in named if there), x], axis=1)
+        x = x + self.param("pos", small, (1, x.shape[1], s.dim))
+        if not s.registers:
+            return x
+        return jnp.concatenate([x[:, : s.placed], learned("reg", s.registers), x[:, s.placed :]], axis=1)
+
+    def features(self, x: Float[Array, "b n d"]) -> Float[Array, "b m e"]:
+        """What the heads see: normalised and pooled. LayerNorm is per token: it sees only those that are used."""
+        s, norm = self.spec, Norm(self.spec.eps, name="norm")
+        if s.pool == "mean":
+            return norm(pooled(x[:, s.prefix :]))
+        if s.pool == "cls":
+            return norm(x[:, : s.placed])
+        x = norm(x)
+        if s.pool == "none":
+            return x
+        mean = pooled(x[:, s.prefix :])
+        return mean if s.pool == "normed_mean" else jnp.concatenate([x[:, :1], mean], axis=-1)
 
 
 def resize_positions(
-    table: Float[Array, "1 n d"], old: tuple[int, int], new: tuple[int, int], prefix: int, method: str = "bicubic"
+    table: Float[Array, "1 n d"], old: tuple[int, int], new: tuple[int, int], prefix: int
 ) -> Float[Array, "1 m d"]:
-    """The position table [1, prefix + h w, d] for another grid of patches; the prefix tokens' rows stay as they are."""
-    head, grid = table[:, :prefix], table[:, prefix:]
-    if grid.shape[1] != old[0] * old[1]:
+    """The position table [1, prefix + h w, d] for another grid of patches; the prefix tokens' rows stay as they are.
+
+    Bicubic as torch has it, which is how DeiT and DINOv2 are used at other sizes (``jvq.models.positions``).
+    """
+    if table.shape[1] != prefix + old[0] * old[1]:
         raise ValueError(f"position table of {table.shape[1]} rows is not {prefix} + {old[0]}x{old[1]}")
-    d = table.shape[-1]
-    grid = grid.reshape(1, *old, d)
-    grid = jax.image.resize(grid, (1, *new, d), method=method, antialias=False)
-    return jnp.concatenate([head, grid.reshape(1, new[0] * new[1], d)], axis=1)
+    if new == old:
+        return table
+    grid = torch_bicubic(np.asarray(table[0, prefix:]).reshape(*old, -1), new)
+    return jnp.concatenate([table[:, :prefix], jnp.asarray(grid).reshape(1, new[0] * new[1], -1)], axis=1)

@@ -1,6 +1,7 @@
 """Reports: one dict, shown on the terminal and written as ``report.json`` and ``report.md``."""
 
-from jvq.report.tables import figures_of, markdown, row_cells, site_cells
+from jvq.report.maps import draw_maps
+from jvq.report.tables import figures_of, markdown, row_cells, row_head, site_cells
 from jvq.report.terminal import Console, show, show_plan, show_sites
 from jvq.report.write import SCHEMA, claim, write
 
@@ -8,9 +9,11 @@ __all__ = [
     "SCHEMA",
     "Console",
     "claim",
+    "draw_maps",
     "figures_of",
     "markdown",
     "row_cells",
+    "row_head",
     "show",
     "show_plan",
     "show_sites",

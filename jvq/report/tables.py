@@ -1,17 +1,51 @@
 """The tables of a report as text cells, and the whole report as Markdown."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-ROW_HEAD = ("model", "top-1 %", "agrees %", "KL", "size", "GBOPs")
 SITE_HEAD = ("address", "quantiser", "bits", "groups", "relative error")
 
 
+class Column(NamedTuple):
+    """A number of a row: its heading, how it is written, what it is multiplied by, and what it says."""
+
+    head: str
+    form: str
+    factor: float
+    says: str
+
+
+COLUMNS = {  # every number that an evaluation gives, by its name in the row; a table has those that its rows have
+    "top1": Column("top-1 %", ".2f", 100, "top-1: right predictions."),
+    "agreement": Column("agrees %", ".2f", 100, "agrees: same prediction as the float model."),
+    "kl": Column("KL", ".4f", 1, "KL: of the predictions, float against the model, nats an image."),
+    "correlation": Column("corr.", ".4f", 1, "corr.: correlation of a map with the float model's, mean over images."),
+    "median_correlation": Column("median", ".4f", 1, "median: of these correlations."),
+    "mae": Column("MAE", ".4f", 1, "MAE: mean absolute difference of the maps."),
+    "iou": Column("IoU", ".3f", 1, "IoU: of what lies above 0.5, intersection over union, mean over the images."),
+    "nmse": Column("NMSE", ".4f", 1, "NMSE: squared error of the backbone's features over their square."),
+}
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
+    """The columns that the rows fill."""
+    return {name: column for name, column in COLUMNS.items() if any(name in row for row in rows)}
+
+
+def row_head(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The heading of the table of the rows."""
+    return ("model", *(column.head for column in columns(rows).values()), "size", "GBOPs")
+
+
 def row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """One model's line under ``ROW_HEAD``."""
-    top1 = "-" if row["top1"] is None else f"{100 * row['top1']:.2f}"
+    """One model's line; a number that comes with a spread over seeds is followed by it."""
+    spread = row.get("spread", {})
+    numbers = []
+    for name, (_, form, factor, _) in columns([row]).items():
+        text = "-" if row[name] is None else f"{factor * row[name]:{form}}"
+        numbers.append(f"{text} ±{factor * spread[name]:{form}}" if name in spread else text)
     size = f"{row['bytes'] / 1024:.0f} KiB" if row["bytes"] < 2**23 else f"{row['bytes'] / 2**20:.1f} MiB"
-    return (row["name"], top1, f"{100 * row['agreement']:.2f}", f"{row['kl']:.4f}", size, f"{row['bops'] / 1e9:.3f}")
+    return (row["name"], *numbers, size, f"{row['bops'] / 1e9:.3f}")
 
 
 def site_cells(address: str, site: Mapping[str, Any]) -> tuple[str, ...]:
@@ -29,7 +63,7 @@ def figures_of(report: Mapping[str, Any]) -> list[str]:
     size = f"{float_row['bytes'] / method['bytes']:.1f} times smaller"
     work = f"{float_row['bops'] / method['bops']:.0f} times fewer bit-operations"
     lines = [f"{method['name']} is {size} than float and needs {work}."]
-    if method["top1"] is not None:
+    if method.get("top1") is not None:
         lines[0] = lines[0][:-1] + f", at {100 * (method['top1'] - float_row['top1']):+.2f} points of top-1."
         if "minmax" in rows and method["name"] != "minmax":
             plain = rows["minmax"]
@@ -42,16 +76,16 @@ def figures_of(report: Mapping[str, Any]) -> list[str]:
 def markdown(report: Mapping[str, Any]) -> str:
     """The whole report."""
     data, seconds = report["data"], report["seconds"]
-    labels = "" if report["rows"][0]["top1"] is not None else " without labels"
+    rows = report["rows"]
+    labels = " without labels" if rows[0].get("top1", 0) is None else ""
     parts = [
         f"# {report['method']} on {report['model']['name']}",
         f"`{report['command']}`",
         f"{data['images']} images of {data['name']} ({data['split']}){labels}, seed {report['seed']}, "
         f"{report['device']}, {sum(seconds.values()):.0f} s.",
         *figures_of(report),
-        table(ROW_HEAD, [row_cells(row) for row in report["rows"]]),
-        "top-1: right predictions. agrees: same prediction as the float model. KL: of the predictions, float against "
-        f"the model, nats an image. Bit-operations: {report['bops_formula']}.",
+        table(row_head(rows), [row_cells(row) for row in rows]),
+        f"{' '.join(column.says for column in columns(rows).values())} Bit-operations: {report['bops_formula']}.",
         "## Protocol",
         "\n".join(f"- {name}: {value}" for name, value in report["protocol"].items()),
         "## Seconds",

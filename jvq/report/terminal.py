@@ -12,7 +12,7 @@ from rich.table import Table
 
 from jvq.core.quantizer import Quantizer
 from jvq.core.recipe import Sites
-from jvq.report.tables import ROW_HEAD, figures_of, row_cells
+from jvq.report.tables import figures_of, row_cells, row_head
 
 
 class Console:
@@ -76,7 +76,7 @@ def _bar(out: RichConsole) -> Progress:
 
 def show(report: Mapping[str, Any], console: Console) -> None:
     """The headline table and what it says."""
-    table = _table(ROW_HEAD)
+    table = _table(row_head(report["rows"]))
     for row in report["rows"]:
         table.add_row(*row_cells(row), style="bold" if row["name"] == report["method"] else "")
     console.out.print(table)

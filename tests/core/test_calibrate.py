@@ -196,6 +196,31 @@ def test_a_packed_model_calibrates_its_activations(tiny, plan, parallel):
     np.testing.assert_allclose(state["attn/qkv.x"]["scale"], want, rtol=1e-5)
 
 
+def test_no_images_are_refused(tiny, plan):
+    with pytest.raises(ValueError, match="calibration: no images"):
+        run(tiny, plan, tiny.images[:0])
+
+
+def test_a_packed_weight_is_not_calibrated_again(tiny, plan, parallel):
+    weights = {a: q for a, q in plan.items() if a.endswith(".w")}
+    params, _, _ = freeze(tiny.params, weights, parallel, tiny.known)
+    with pytest.raises(ValueError, match=r"\.w: the weight is packed already; quantise the float checkpoint"):
+        calibrate(tiny.forward, params, tiny.images, weights, tiny.known)
+
+
+def test_a_weight_of_two_sites_is_packed_once():
+    def forward(params, images, dot):
+        y = dot("one", "bd,do->bo", x=images, w=params["kernel"])
+        return dot("two", "bd,do->bo", x=y, w=params["kernel"])
+
+    params = {"kernel": jnp.eye(3)}
+    known = sites(forward, params, (3,))
+    plan = resolve([("*.w", Uniform(bits=4))], known)
+    state = calibrate(forward, params, np.ones((1, 3), np.float32), plan, known)
+    with pytest.raises(ValueError, match=r"two\.w: its parameter kernel is packed for another site already"):
+        freeze(params, plan, state, known)
+
+
 def test_the_plan_quantises_what_calibration_saw(tiny, plan, parallel):
     """One image's output under the plan does not depend on the others (spec 8.10), and differs from the float one."""
     forward = jax.jit(lambda q, x: tiny.forward(tiny.params, x, quantized(plan, q)))

@@ -57,6 +57,17 @@ def test_activation_options_leave_weights_alone(known):
         assert found[address] == (weight if o.role == "w" else Uniform(8, "", True, "percentile", (1.5,)))
 
 
+def test_the_range_of_weights_is_an_option_of_its_own(known):
+    found = plan(known, weight_range="percentile", percentile=1.5)
+    for address, o in known.items():
+        keep = "she" if "qkv" in address else "o"
+        want = Uniform(8, keep, range="percentile", percentile=(1.5,))
+        assert found[address] == (want if o.role == "w" else Uniform(8, percentile=(1.5,)))
+    told = minmax.protocol(minmax.Options(weight_range="percentile", percentile=1.5))
+    assert told["weights"] == "8 bits, affine, per output channel, range by percentile 1.5 %"
+    assert "range by max" in told["softmax"]
+
+
 def test_kept_axes_reach_the_activations_that_have_them(known):
     found = plan(known, keep="hn")
     assert found["block00/attn/qk.q"].keep == "h"  # q is its token

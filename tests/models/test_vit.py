@@ -17,6 +17,12 @@ VARIANTS = {
     "mean_without_token": {"pool": "mean", "class_token": False},
     "layer_scale": {"layer_scale": 0.5},
     "features": {"classes": 0},
+    "registers": {"registers": 3},
+    "registers_distilled": {"registers": 1, "distill_token": True},
+    "registers_both": {"registers": 2, "pool": "both"},
+    "normed_mean": {"pool": "normed_mean", "class_token": False},
+    "tokens": {"pool": "none", "classes": 0, "registers": 2},
+    "representation": {"representation": 5},
 }
 
 
@@ -58,12 +64,20 @@ def numpy_vit(images, p, s):
                 pixels = image[y : y + s.patch, x : x + s.patch].reshape(-1)
                 tokens.append(pixels @ p["patch"]["kernel"] + p["patch"]["bias"])
         x = np.stack(tokens) + p["pos"][0]
+        if s.registers:
+            x = np.concatenate([x[: s.placed], p["reg"][0], x[s.placed :]])
         for i in range(s.depth):
             x = numpy_block(x, p[f"block{i:02d}"], s)
         x = norm(x[s.prefix :].mean(0, keepdims=True) if s.pool == "mean" else x, p["norm"], s.eps)
+        if s.pool == "normed_mean":
+            x = x[s.prefix :].mean(0, keepdims=True)
+        if s.pool == "both":
+            x = np.concatenate([x[:1], x[s.prefix :].mean(0, keepdims=True)], axis=1)
         if not s.classes:
-            out.append(x[0])
+            out.append(x if s.pool == "none" else x[0])
             continue
+        if s.representation:
+            x = np.tanh(x @ p["pre_logits"]["kernel"] + p["pre_logits"]["bias"])
         logits = [x[0] @ p["head"]["kernel"] + p["head"]["bias"]]
         if s.distill_token:
             logits.append(x[1] @ p["head_dist"]["kernel"] + p["head_dist"]["bias"])
@@ -80,6 +94,16 @@ def test_logits_equal_numpy(name):
     want = numpy_vit(images, params, model.spec)
     assert got.shape == want.shape
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
+
+
+def test_heads_apart():
+    """A distilled model's logits are the mean of its heads; others have one."""
+    for changes, count in (({"distill_token": True}, 2), ({}, 1)):
+        model = build("vit", TINY | changes)
+        params, images = random_params(model), np.random.default_rng(1).normal(size=(2, 8, 12, 2)).astype(np.float32)
+        apart = model.heads(params, images)
+        assert apart.shape == (2, count, 3)
+        np.testing.assert_allclose(apart.mean(axis=1), model.forward(params, images), rtol=1e-6)
 
 
 def test_every_product_goes_through_the_dot():
@@ -135,6 +159,10 @@ def test_resized_positions():
         ({"class_token": False}, "needs model.class_token"),
         ({"distill_token": True, "pool": "mean"}, "distill_token needs"),
         ({"haeds": 3}, "did you mean 'heads'"),
+        ({"pool": "both", "class_token": False}, "model.pool 'both' needs model.class_token"),
+        ({"pool": "none"}, "model.pool 'none' gives tokens: model.classes must be 0, got 3"),
+        ({"pool": "maen"}, "did you mean 'mean'"),
+        ({"registers": -1}, "model.registers and model.representation must be at least 0"),
         ({"size": "Tiny"}, "model size 'Tiny'"),
     ],
 )

@@ -88,8 +88,13 @@ def fitted(arrays: dict[str, np.ndarray], model: Model, where: str) -> Any:
     if lines:
         shown = ", ".join(lines[:6]) + (f", ... {len(lines)} in all" if len(lines) > 6 else "")
         raise ValueError(f"weights: {where} does not fit the model (- missing, + unexpected, ~ shape): {shown}")
-    bad = [name for name in wanted if not np.isfinite(arrays[name]).all()]
+    return parameters({name: arrays[name] for name in wanted}, where)
+
+
+def parameters(arrays: dict[str, np.ndarray], where: str) -> Any:
+    """Arrays that fit as a parameter tree, float32. ``ValueError`` for values that are not finite."""
+    bad = [name for name, x in arrays.items() if not np.isfinite(x).all()]
     if bad:
         raise ValueError(f"weights: {where}: values that are not finite (NaN or infinite) in {', '.join(bad[:6])}")
-    leaves = {name: jax.numpy.asarray(arrays[name].astype(np.float32)) for name in wanted}
+    leaves = {name: jax.numpy.asarray(x.astype(np.float32)) for name, x in arrays.items()}
     return traverse.unflatten_dict(leaves, sep="/")

@@ -1,0 +1,81 @@
+"""The weights in an ONNX graph, under the names that they had in torch.
+
+Exporters fold a linear layer's transposition into its kernel, which is then anonymous (``onnx::MatMul_1234``). It gets
+its name back from the bias that is added to its product, or, without a bias, from the node's own path.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+def read(path: Path) -> Arrays:
+    """The graph's named arrays; kernels [o d] as torch has them. ``ValueError`` in one line."""
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError:
+        raise ValueError(f"weights: {path}: reading ONNX needs the package of that name: pip install onnx") from None
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(str(path))
+        arrays = {x.name: numpy_helper.to_array(x) for x in model.graph.initializer}
+    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ValueError(f"weights: {path} cannot be read as ONNX: {error}") from None
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            arrays[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    return named(arrays, list(model.graph.node))
+
+
+def named(arrays: Arrays, nodes: list[Any]) -> Arrays:
+    """The arrays with the kernels' names, and no constants that only the graph's bookkeeping needs."""
+    consumers: dict[str, list[Any]] = {}
+    for node in nodes:
+        for name in node.input:
+            consumers.setdefault(name, []).append(node)
+    copies = {n.output[0]: arrays[n.input[0]] for n in nodes if n.op_type == "Identity" and n.input[0] in arrays}
+    arrays = {**arrays, **copies}  # equal arrays are kept once
+    found = dict(arrays)
+    for node in nodes:
+        if node.op_type == "MatMul" and len(node.input) == 2:
+            kernel, transposed = node.input[1], False
+            name = kernel_name(node, consumers, arrays)
+        elif node.op_type == "Gemm" and len(node.input) == 3:
+            kernel = node.input[1]
+            transposed = any(a.name == "transB" and a.i for a in node.attribute)
+            name = sibling(node.input[2])
+        else:
+            continue
+        if kernel in arrays and arrays[kernel].ndim == 2 and name:
+            found.pop(kernel, None)
+            found[name] = arrays[kernel] if transposed else arrays[kernel].T
+    return {name: x for name, x in found.items() if not anonymous(name) and x.ndim}
+
+
+def kernel_name(node: Any, consumers: dict[str, list[Any]], arrays: Arrays) -> str:
+    """The kernel's name by the bias that is added to the product, else by the node's path; empty: neither says."""
+    for add in consumers.get(node.output[0], ()):
+        if add.op_type == "Add":
+            bias = next((name for name in add.input if name in arrays and name.endswith(".bias")), "")
+            if bias and not anonymous(bias):
+                return sibling(bias)
+    if not anonymous(node.input[1]) and node.input[1].endswith(".weight"):
+        return node.input[1]
+    path = re.fullmatch(r"/(.+)/MatMul(_\d+)?", node.name or "")
+    return f"{path[1].replace('/', '.')}.weight" if path else ""
+
+
+def sibling(bias: str) -> str:
+    """The kernel beside a bias; empty where the bias has no name either."""
+    return f"{bias.removesuffix('.bias')}.weight" if bias.endswith(".bias") and not anonymous(bias) else ""
+
+
+def anonymous(name: str) -> bool:
+    """Whether an exporter made the name up."""
+    return name.startswith(("onnx::", "/")) or ("." not in name and not re.fullmatch(r"\w+_(token|embed)\w*", name))

@@ -1,0 +1,207 @@
+"""One model at several widths, calibrated on several sets of images: one table of means and spreads."""
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jvq import accounting, evaluate_maps, run
+from jvq.config import Run
+from jvq.core.calibrate import Track, calibrate
+from jvq.core.quantizer import Codes, Quantizer, State
+from jvq.core.recipe import Plan, Sites
+from jvq.data import sample
+from jvq.models.weights import Checkpoint
+from jvq.report import Console
+
+SHARED = ("minmax", "igq")  #: methods whose fit is a calibration, which all their rows can do in the same passes
+
+Plans = Mapping[tuple[str, str], run.Row]
+"""Width and the row's name to the row."""
+
+
+def wanted(cfg: Run) -> bool:
+    """Whether the config asks for more than one run."""
+    return bool(cfg.widths) or cfg.seeds > 1
+
+
+def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
+    """The report's parts for ``cfg.widths`` and ``cfg.seeds``; the float model's outputs are computed once."""
+    stages = run.Stages()
+    console.say(f"loading {cfg.weights} and {cfg.data.name} ...")
+    with stages.stage("load"):
+        checkpoint, loader, train = run.opened(cfg)
+        known, plans = _plans(cfg, checkpoint)
+    with stages.stage("evaluate"):
+        reference, plain = run.float_row(checkpoint, known, loader, console)
+    task = run.task_of(checkpoint.model)
+    runners = {name: task.runner(checkpoint.model.forward, row.plan) for (_, name), row in reversed([*plans.items()])}
+    runs: list[dict[str, Any]] = []
+    outputs: dict[str, dict[str, Any]] = {}
+    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
+        seeded = {key: _seeded(row, seed) for key, row in plans.items()}
+        with stages.stage("fit"):
+            images = sample(train, loader.preprocess, cfg.data.calibration, seed).images
+            states = _fitted(seeded, checkpoint, images, known, console.track)
+        for (width, name), row in seeded.items():
+            with stages.stage("evaluate"):
+                state = states[width, name]
+                got = task.predict(
+                    lambda x, name=name, state=state: runners[name](checkpoint.params, state, x),
+                    loader,
+                    f"evaluating {width} {name}, seed {seed}",
+                    track=console.track,
+                )
+                scores = task.score(reference, got)._asdict()
+            runs.append({"width": width, "name": name, "seed": seed, **scores})
+            console.say(", ".join(f"{key} {value:.4f}" for key, value in scores.items() if value is not None))
+            if seed == cfg.seed:
+                outputs.setdefault(width, {"float": reference})[name] = got
+                runs[-1]["bytes"] = _bytes(checkpoint, row, state, known)
+    if task is evaluate_maps:
+        for width, made in outputs.items():
+            run.draw(workdir / f"maps_{width}.png", made, loader)
+    return {
+        "seconds": stages.seconds,
+        "method": cfg.method_name,
+        "model": run.described(checkpoint, cfg.weights),
+        "data": run.data_of(cfg, loader, len(reference[0])),
+        "protocol": _protocol(cfg, plans, train.name),
+        "bops_formula": accounting.FORMULA,
+        "rows": [plain, *(_row(runs, key, row, known) for key, row in plans.items())],
+        "runs": runs,
+        "sites": {},
+        "warnings": run.warnings_of(loader),
+    }
+
+
+def widths(text: str) -> list[tuple[str, int, int]]:
+    """``"W8A8,W4A8"`` as [("W8A8", 8, 8), ("W4A8", 4, 8)]. ``ValueError`` for what does not read so."""
+    found = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"W(\d+)A(\d+)", part)
+        if not match:
+            raise ValueError(f"config: widths: '{part}' must read W4A8: bits of the weights, bits of the activations")
+        found.append((part, int(match[1]), int(match[2])))
+    return found
+
+
+def _plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, dict[tuple[str, str], run.Row]]:
+    """The operands, and every row of every width with its resolved plan."""
+    known, plans = {}, {}
+    own = cfg.method.widths()
+    for width, weight_bits, act_bits in widths(cfg.widths) or [(f"W{own[0]}A{own[1]}", *own)]:
+        bits = {"weight_bits": weight_bits, "act_bits": act_bits}
+        rows = {name: (kind, dataclasses.replace(options, **bits)) for name, (kind, options) in cfg.rows.items()}
+        at = dataclasses.replace(cfg, method=dataclasses.replace(cfg.method, **bits), rows=rows)
+        known, found = run.plans(at, checkpoint)
+        plans |= {(width, row.name): row for row in found}
+    return known, plans
+
+
+def _seeded(row: run.Row, seed: int) -> run.Row:
+    """The row with the seed in its options and its quantisers, where they have one."""
+    plan = {a: dataclasses.replace(q, seed=seed) if hasattr(q, "seed") else q for a, q in row.plan.items()}  # type: ignore[type-var]
+    options = dataclasses.replace(row.options, seed=seed) if hasattr(row.options, "seed") else row.options
+    return dataclasses.replace(row, options=options, plan=plan)
+
+
+def _fitted(
+    plans: Plans, checkpoint: Checkpoint, images: np.ndarray, known: Sites, track: Track
+) -> dict[tuple[str, str], Mapping[str, State]]:
+    """The state of every row; rows that only calibrate, on float activations, share the passes."""
+    forward, params = checkpoint.model.forward, checkpoint.params
+    shared = {
+        key: row
+        for key, row in plans.items()
+        if row.method.__name__.rpartition(".")[2] in SHARED and not row.options.sequential
+    }
+    states = _together(shared, checkpoint, images, known, track)
+    for key, row in plans.items():
+        if key not in shared:
+            states[key] = row.method.fit(row.options, forward, params, images, row.plan, known, track=track)
+    return states
+
+
+def _together(
+    plans: Plans, checkpoint: Checkpoint, images: np.ndarray, known: Sites, track: Track
+) -> dict[tuple[str, str], Mapping[str, State]]:
+    """The state of every row, each operand captured once, equal quantisers initialised once."""
+    chosen: dict[str, dict[Quantizer, None]] = {}
+    for row in plans.values():
+        for address, quantizer in row.plan.items():
+            chosen.setdefault(address, {})[quantizer] = None
+    union: Plan = {a: Several(tuple(chosen[a])) for a in known if a in chosen}
+    found = calibrate(checkpoint.model.forward, checkpoint.params, images, union, known, track=track)
+    apart = {a: dict(zip(chosen[a], union[a].split(state), strict=True)) for a, state in found.items()}  # type: ignore
+    return {key: {a: apart[a][q] for a, q in row.plan.items()} for key, row in plans.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """Quantisers of one operand that are initialised together, for calibration alone.
+
+    State: theirs side by side, ``0/scale``, ``1/scale``, ...
+    """
+
+    quantizers: tuple[Quantizer, ...]
+
+    @property
+    def bits(self) -> int:
+        return max(q.bits for q in self.quantizers)
+
+    def check(self, letters: str, shape: tuple[int, ...]) -> None:
+        for quantizer in self.quantizers:
+            quantizer.check(letters, shape)
+
+    def init(self, samples: jax.Array, letters: str) -> State:
+        states = [q.init(samples, letters) for q in self.quantizers]
+        return {f"{i}/{name}": x for i, state in enumerate(states) for name, x in state.items()}
+
+    def split(self, state: State) -> list[State]:
+        """Each one's own state."""
+        return [
+            {name.partition("/")[2]: x for name, x in state.items() if name.startswith(f"{i}/")}
+            for i in range(len(self.quantizers))
+        ]
+
+    def apply(self, state: State, x: jax.Array, letters: str) -> jax.Array:
+        raise NotImplementedError("Several initialises quantisers; apply one of them")
+
+    def encode(self, state: State, x: jax.Array, letters: str) -> Codes:
+        raise NotImplementedError("Several initialises quantisers; encode with one of them")
+
+    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> int:
+        return 0
+
+
+def _bytes(checkpoint: Checkpoint, row: run.Row, state: Mapping[str, State], known: Sites) -> int:
+    frozen = run.Frozen.of(checkpoint, row.plan, state, known)
+    return accounting.tree_bytes(frozen.params, frozen.qstate)
+
+
+def _row(runs: list[dict[str, Any]], key: tuple[str, str], row: run.Row, known: Sites) -> dict[str, Any]:
+    """The table's line of a width and a method: means over the seeds and, of several, sample standard deviations."""
+    mine = [r for r in runs if (r["width"], r["name"]) == key]
+    numbers = {name: [r[name] for r in mine] for name in mine[0] if name not in ("width", "name", "seed", "bytes")}
+    spread = {name: statistics.stdev(v) for name, v in numbers.items() if len(v) > 1 and None not in v}
+    means = {name: None if None in v else statistics.fmean(v) for name, v in numbers.items()}
+    costs = {"bytes": mine[0]["bytes"], "bops": accounting.bops(known, row.plan)}
+    return {"name": " ".join(key), **means, "spread": spread, **costs}
+
+
+def _protocol(cfg: Run, plans: Plans, source: str) -> dict[str, Any]:
+    """What has to be known to compare the numbers; lines that name a width are those of the last."""
+    (width, _), main = next((key, row) for key, row in reversed([*plans.items()]) if key[1] == cfg.method_name)
+    seeds = f"seeds {cfg.seed} to {cfg.seed + cfg.seeds - 1}" if cfg.seeds > 1 else f"seed {cfg.seed}"
+    return main.method.protocol(main.options) | {
+        "widths": f"as in the table; what stands above is of {width}",
+        "rules": cfg.rules or "none",
+        "calibration": f"{cfg.data.calibration} images of {source} ({cfg.data.train}), drawn by {seeds}",
+        "spread": "± is the sample standard deviation over the seeds, which also start k-means",
+    }
