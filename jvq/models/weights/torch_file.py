@@ -52,7 +52,7 @@ def _by_torch(path: Path) -> Any:
             f"weights: {path} is not in torch's zip format: the one before torch 1.6 needs torch to read it; "
             "save it again with torch.save"
         )
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     def plain(x: Any) -> Any:
         if isinstance(x, torch.Tensor):
