@@ -177,7 +177,7 @@ def noted(monkeypatch):
     """The (config, workdir) of every run; a run only writes a report that holds how many there were."""
     calls = []
 
-    def work(cfg, workdir, console, command):
+    def work(cfg, workdir, console, command, work=None):
         calls.append((cfg, workdir))
         (workdir / "report.json").write_text(json.dumps(len(calls)))
 
