@@ -4,7 +4,7 @@
 
 Data: Fashion-MNIST, 32 training images to calibrate, 10,000 test images.
 Not timed: configs/igq_demo.py, 80 seconds, contains it.
-Top-1 at W8A8 0.9179, W6A6 0.9166, W4A4 0.8582, W3A3 0.6284 (float 0.9168), from the minmax rows of configs/igq_demo.py.
+Top-1 at W8A8 0.9113, W6A6 0.9084, W4A4 0.8589, W3A3 0.6384 (float 0.9107), from the minmax rows of configs/igq_demo.py.
 """
 
 from jvq.config import config
