@@ -52,7 +52,7 @@ def weights_of(name, folder):
     return str(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ["vit_b", pytest.param("swin_t", marks=pytest.mark.slow)])
 def test_the_whole_path(name, imagenet, tmp_path):
     cfg = config_of(name)
     cfg.data.dir, cfg.weights = str(imagenet), weights_of(name, tmp_path)
