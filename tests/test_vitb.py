@@ -77,7 +77,7 @@ def test_without_weights_it_says_which_file_from_where(imagenet, tmp_path, monke
     monkeypatch.setenv("JVQ_CACHE", str(tmp_path / "cache"))
     cfg = config_of("deit_t")
     cfg.data.dir = str(imagenet)
-    url = "https://huggingface.co/timm/deit_tiny_patch16_224.fb_in1k/resolve/main/config.json"  # the first file that is missing
+    url = "https://huggingface.co/timm/deit_tiny_patch16_224.fb_in1k/resolve/main/config.json"  # the first of its files
     with pytest.raises(ValueError, match="igq_deit_t needs ImageNet") as caught:
         run.run(typed(cfg), tmp_path, Console(quiet=True))
     assert url in str(caught.value)
