@@ -186,7 +186,9 @@ def _needing(cfg: Run) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{error}. {cfg.name} needs {cfg.needs}" if cfg.needs else str(error)) from error
+        if not cfg.needs:
+            raise
+        raise ValueError(f"{error}. {cfg.name} needs {cfg.needs}") from error
 
 
 def _loader(cfg: Run, source: Source, preprocess: Preprocess) -> Loader:

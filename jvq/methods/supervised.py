@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jvq.core.errors import nearest
+from jvq.quantizers.uniform import check_choice
 from jvq.train import Schedule, fit
 
 DISTILLATIONS = ("hard", "soft")
@@ -47,10 +47,7 @@ class Options:
             raise ValueError(f"method.alpha: got {self.alpha}, must be in [0, 1]")
         if self.temperature <= 0:
             raise ValueError(f"method.temperature: got {self.temperature}, must be positive")
-        if self.distillation not in DISTILLATIONS:
-            raise ValueError(
-                f"method.distillation: got '{self.distillation}'{nearest(self.distillation, DISTILLATIONS)}"
-            )
+        check_choice("method.distillation", self.distillation, DISTILLATIONS)
 
     def schedule(self, images: int) -> Schedule:
         """The schedule for a training set of that many images, remainders of epochs dropped."""

@@ -87,6 +87,15 @@ class Linear(nn.Module):
         return y + axes.expand(bias, "".join(kernel_letters[i] for i in kept), out)
 
 
+def patches(
+    images: Float[Array, "b y x c"], image: tuple[int, int], channels: int, patch: int
+) -> Float[Array, "b n d"]:
+    """Squares of ``patch`` pixels a side, row by row, each as one token; ``ValueError`` for images of another shape."""
+    if images.shape[1:] != (*image, channels):
+        raise ValueError(f"images of shape {images.shape[1:]}, the model wants {(*image, channels)} (y, x, c)")
+    return rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)
+
+
 class Mlp(nn.Module):
     """fc1, exact GELU, fc2."""
 

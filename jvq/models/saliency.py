@@ -5,7 +5,7 @@ normalisations are folded into kernels and biases when the weights are read.
 """
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -25,10 +25,10 @@ TAPS = 4  #: a transposed convolution's kernel a side; its stride is 2 and its p
 class Spec(vit.Spec):
     """A ViT's shape without a head, and its decoder's."""
 
-    output: ClassVar[str] = "map"  # what the model gives: see Model.output
+    output: ClassVar[str] = "map"  # what the model gives; others have none and give logits
 
     classes: int = 0
-    pool: Literal["cls", "mean", "both", "none"] = "none"
+    pool: vit.Pool = "none"
     decoder: tuple[int, ...] = (256, 128, 64)  # channels behind each transposed convolution, which doubles a side
 
     def __post_init__(self) -> None:

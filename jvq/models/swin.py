@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jvq.core.dot import Dot, float_dot
 from jvq.core.errors import nearest
-from jvq.models.layers import Linear, Mlp, Norm, pooled, site, softmax
+from jvq.models.layers import Linear, Mlp, Norm, patches, pooled, site, softmax
 
 SIZES = {  # name: (dim, depths, heads)
     "T": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
@@ -75,9 +75,7 @@ class Swin(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b y x c"], dot: Dot = float_dot) -> Float[Array, "b o"]:
         s = self.spec
-        if images.shape[1:] != (*s.image, s.channels):
-            raise ValueError(f"images of shape {images.shape[1:]}, the model wants {(*s.image, s.channels)} (y, x, c)")
-        x = rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=s.patch, q=s.patch)
+        x = patches(images, s.image, s.channels, s.patch)
         x = Linear("bnd,do->bno", (x.shape[-1], s.dim), name="patch")(x, dot)
         x = Norm(s.eps, name="patch_norm")(x)
         for i, grid in enumerate(s.grids):

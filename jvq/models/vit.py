@@ -5,17 +5,16 @@ al. 2023 (DINOv2), Darcet et al. 2024 (registers).
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from jaxtyping import Array, Float
 
 from jvq.core.dot import Dot, float_dot
 from jvq.core.errors import nearest
-from jvq.models.layers import Block, Linear, Norm, pooled
+from jvq.models.layers import Block, Linear, Norm, patches, pooled
 from jvq.models.positions import torch_bicubic
 
 SIZES = {  # name: (dim, depth, heads)
@@ -24,13 +23,13 @@ SIZES = {  # name: (dim, depth, heads)
     "B": (768, 12, 12),
     "L": (1024, 24, 16),
 }
-POOLS = {  # what the head sees
-    "cls": "the class token",
-    "mean": "the norm of the patches' mean (timm's fc_norm)",
-    "normed_mean": "the mean of the normalised patches (big_vision's gap)",
-    "both": "the class token and the mean of the normalised patches, side by side (DINOv2)",
-    "none": "all tokens; there is no head",
-}
+Pool = Literal["cls", "mean", "normed_mean", "both", "none"]
+"""What the head sees.
+
+cls: the class token. mean: the norm of the patches' mean (timm's fc_norm). normed_mean: the mean of the normalised
+patches (big_vision's gap). both: class token and that mean, side by side (DINOv2). none: all tokens; there is no head.
+"""
+POOLS: tuple[Pool, ...] = get_args(Pool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Spec:
     class_token: bool = True
     distill_token: bool = False  # DeiT: a second token and a second head, averaged
     registers: int = 0  # tokens behind those two, without positions
-    pool: Literal["cls", "mean", "normed_mean", "both", "none"] = "cls"  # see ``POOLS``
+    pool: Pool = "cls"
     representation: int = 0  # width of a tanh layer before the head (augreg's pre_logits); 0: none
     layer_scale: float | None = None  # initial value; None: no LayerScale
     eps: float = 1e-6
@@ -134,10 +133,8 @@ class ViT(nn.Module):
     def tokens(self, images: Float[Array, "b y x c"], dot: Dot) -> Float[Array, "b n d"]:
         """Class, distillation and register tokens, then patches; positions added to all but the registers."""
         s = self.spec
-        if images.shape[1:] != (*s.image, s.channels):
-            raise ValueError(f"images of shape {images.shape[1:]}, the model wants {(*s.image, s.channels)} (y, x, c)")
-        patches = rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=s.patch, q=s.patch)
-        x = Linear("bnd,do->bno", (s.patch * s.patch * s.channels, s.dim), name="patch")(patches, dot)
+        x = patches(images, s.image, s.channels, s.patch)
+        x = Linear("bnd,do->bno", (x.shape[-1], s.dim), name="patch")(x, dot)
         small = nn.initializers.truncated_normal(0.02)
 
         def learned(name: str, count: int) -> Float[Array, "b n d"]:

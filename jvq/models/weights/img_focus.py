@@ -16,7 +16,7 @@ import numpy as np
 
 from jvq.models import build
 from jvq.models.positions import torch_bicubic
-from jvq.models.weights import beside
+from jvq.models.weights import beside, onnx_file
 from jvq.models.weights.native import Checkpoint, fitted
 from jvq.models.weights.opening import resized
 
@@ -68,18 +68,12 @@ def _load(file: Path) -> Checkpoint:
 
 def initialisers(file: Path) -> Arrays:
     """The file's tensors by name; a kernel that is anonymous has the name of its bias, ``weight`` for ``bias``."""
-    try:
-        import onnx
-        from onnx import numpy_helper
-    except ImportError as error:
-        raise ValueError(f"weights: reading {file.name} needs the package onnx ({error}): {INSTALL}") from None
-    graph = onnx.load(str(file)).graph
-    arrays: Arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    behind = {node.input[i]: node for node in graph.node if node.op_type == "Add" for i in range(2)}
-    for node in graph.node:
+    arrays, nodes = onnx_file.graph(file, INSTALL)
+    consumers = onnx_file.consumers_of(nodes)
+    for node in nodes:
         if node.op_type == "MatMul" and node.input[1] in arrays:
-            bias = next(name for name in behind[node.output[0]].input if name in arrays)
-            arrays[bias.removesuffix("bias") + "weight"] = arrays.pop(node.input[1])
+            name = onnx_file.kernel_name(node, consumers, arrays)
+            arrays[name] = arrays.pop(node.input[1])
     return arrays
 
 

@@ -44,9 +44,14 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         "preprocess": checkpoint.preprocess,
         "notes": checkpoint.notes,
     }
-    part = path.with_name(path.name + ".part")
     arrays = {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in flat.items()}
-    save_file(arrays, part, {name: json.dumps(value) for name, value in header.items()})
+    write(arrays, path, {name: json.dumps(value) for name, value in header.items()})
+
+
+def write(arrays: dict[str, np.ndarray], path: Path, header: dict[str, str]) -> None:
+    """Writes a safetensors file, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    save_file(arrays, part, header)
     part.chmod(0o644)  # safetensors leaves the file to its owner alone
     os.replace(part, path)
 

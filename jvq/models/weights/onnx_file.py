@@ -15,11 +15,16 @@ Arrays = dict[str, np.ndarray]
 
 def read(path: Path) -> Arrays:
     """The graph's named arrays; kernels [o d] as torch has them. ``ValueError`` in one line."""
+    return named(*graph(path))
+
+
+def graph(path: Path, install: str = "pip install onnx") -> tuple[Arrays, list[Any]]:
+    """All the graph's arrays by the names that they have there, and its nodes. ``ValueError`` in one line."""
     try:
         import onnx
         from onnx import numpy_helper
     except ImportError:
-        raise ValueError(f"weights: {path}: reading ONNX needs the package of that name: pip install onnx") from None
+        raise ValueError(f"weights: {path}: reading ONNX needs the package onnx: {install}") from None
     from google.protobuf.message import DecodeError
 
     try:
@@ -30,15 +35,12 @@ def read(path: Path) -> Arrays:
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             arrays[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-    return named(arrays, list(model.graph.node))
+    return arrays, list(model.graph.node)
 
 
 def named(arrays: Arrays, nodes: list[Any]) -> Arrays:
     """The arrays with the kernels' names, and no constants that only the graph's bookkeeping needs."""
-    consumers: dict[str, list[Any]] = {}
-    for node in nodes:
-        for name in node.input:
-            consumers.setdefault(name, []).append(node)
+    consumers = consumers_of(nodes)
     copies = {n.output[0]: arrays[n.input[0]] for n in nodes if n.op_type == "Identity" and n.input[0] in arrays}
     arrays = {**arrays, **copies}  # equal arrays are kept once
     found = dict(arrays)
@@ -56,6 +58,15 @@ def named(arrays: Arrays, nodes: list[Any]) -> Arrays:
             found.pop(kernel, None)
             found[name] = arrays[kernel] if transposed else arrays[kernel].T
     return {name: x for name, x in found.items() if not anonymous(name) and x.ndim}
+
+
+def consumers_of(nodes: list[Any]) -> dict[str, list[Any]]:
+    """The nodes that take each array or product."""
+    found: dict[str, list[Any]] = {}
+    for node in nodes:
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return found
 
 
 def kernel_name(node: Any, consumers: dict[str, list[Any]], arrays: Arrays) -> str:

@@ -38,8 +38,7 @@ def open_path(
     found = _ours(path, asked) if kind == native.FORMAT else _foreign(path, asked)
     fields = beside.checked(found.preprocess, preprocess, str(path))
     found = dataclasses.replace(found, preprocess=fields)
-    size = tuple(fields["size"])
-    return resized(found, asked.get("image") or (size if found.model.spec.image != size else found.model.spec.image))
+    return resized(found, asked.get("image") or tuple(fields["size"]))
 
 
 def _ours(path: Path, asked: dict[str, Any]) -> Checkpoint:

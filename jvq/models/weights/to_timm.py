@@ -1,14 +1,12 @@
 """A checkpoint under timm's names, for ``timm.create_model(...).load_state_dict``: timm 0.9 and newer."""
 
-import os
 from pathlib import Path
 
 import flax.traverse_util as traverse
 import numpy as np
-from safetensors.numpy import save_file
 
 from jvq.models.weights import timm
-from jvq.models.weights.native import Checkpoint
+from jvq.models.weights.native import Checkpoint, write
 from jvq.models.weights.spec import open_form, theirs
 from jvq.models.weights.table import Arrays
 
@@ -41,10 +39,7 @@ def to_timm(checkpoint: Checkpoint) -> Arrays:
 
 def save_timm(checkpoint: Checkpoint, path: Path) -> None:
     """Writes ``to_timm`` to ``path`` (.safetensors), whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    save_file(to_timm(checkpoint), part, {"format": "pt"})
-    part.chmod(0o644)
-    os.replace(part, path)
+    write(to_timm(checkpoint), path, {"format": "pt"})
 
 
 def _positions(flat: Arrays, placed: int, registers: int) -> Arrays:
