@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jvq.core.packed import Packed
-from jvq.core.quantizer import State
+from jvq.core.quantizer import Overhead, State
 from jvq.core.recipe import Operand, Plan, Sites
 
 FLOAT_BITS = 32
@@ -32,7 +32,11 @@ class Cost(NamedTuple):
 
     macs: int
     base: int  # bit-operations of the product
-    overhead: int  # bit-operations of the quantisers at run time
+    overhead: Overhead  # bit-operations of the quantisers at run time
+
+    @property
+    def bops(self) -> int:
+        return self.base + self.overhead.total
 
 
 def macs(left: Operand, right: Operand) -> int:
@@ -54,19 +58,25 @@ def costs(known: Sites, plan: Plan, beta: int = BETA) -> dict[str, Cost]:
     table = {}
     for site, operands in pairs(known).items():
         count = macs(*operands)
-        base, extra = count, 0
+        base, extra = count, []
         for o in operands:
             quantizer = plan.get(o.address)
             base *= FLOAT_BITS if quantizer is None else quantizer.bits
             if quantizer is not None:
-                extra += quantizer.overhead(o.letters, o.shape, o.contracted, math.prod(o.product), beta)
-        table[site] = Cost(count, base, extra)
+                extra.append(quantizer.overhead(o.letters, o.shape, o.contracted, math.prod(o.product), beta))
+        table[site] = Cost(count, base, Overhead(*map(sum, zip(*extra, strict=True))))
     return table
 
 
 def bops(known: Sites, plan: Plan, beta: int = BETA) -> int:
     """Bit-operations of the whole model, per image."""
-    return sum(cost.base + cost.overhead for cost in costs(known, plan, beta).values())
+    return sum(cost.bops for cost in costs(known, plan, beta).values())
+
+
+def total(table: Mapping[str, Cost]) -> Cost:
+    """The sum over the sites."""
+    overhead = Overhead(*(sum(part) for part in zip(*(cost.overhead for cost in table.values()), strict=True)))
+    return Cost(sum(c.macs for c in table.values()), sum(c.base for c in table.values()), overhead)
 
 
 def tree_bytes(params: Any, qstate: Mapping[str, State] | None = None) -> int:

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"unexpected argument '{argv[1]}': options start with --")
     if CONFIG.value is None:
         raise ValueError(f"--config is missing, e.g. --config configs/igq_demo.py{nearest('', _configs('configs'))}")
-    from jvq import report, run, sweep
+    from jvq import report, run
     from jvq.config import typed
     from jvq.environment import command_line
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     new = not workdir.exists()
     report.claim(workdir, OVERWRITE.value)
     try:
-        run.run(cfg, workdir, console, command_line(), sweep.work if sweep.wanted(cfg) else None)
+        run.run(cfg, workdir, console, command_line())
     except ValueError:
         if new:
             with contextlib.suppress(OSError):  # where something was written, it stays
@@ -52,16 +52,16 @@ def main(argv: list[str]) -> None:
 
 def _look(cfg, console) -> None:  # without types: they would import everything before the flags are read
     """Shows the addresses, or the plans, without computing anything."""
-    from jvq import report, run
+    from jvq import opening, report, rows
 
     if cfg.method_name == "supervised":
         raise ValueError("--sites and --dry need a method that quantises; this config trains a float model")
-    checkpoint, _ = run.load(cfg)
-    known, rows = run.plans(cfg, checkpoint)
+    checkpoint, _ = opening.load(cfg)
+    known, found = rows.plans(cfg, checkpoint)
     if SITES.value:
         report.show_sites(known, console)
     if DRY.value:
-        plan = next(row.plan for row in rows if row.name == cfg.method_name)
+        plan = next(row.plan for row in found if row.name == cfg.method_name)
         report.show_plan(plan, known, console)
 
 

@@ -7,21 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from jvq import accounting, evaluate_maps, run
+from jvq import accounting, evaluate_maps, opening, rows
 from jvq.config import Run
-from jvq.core.calibrate import Track, calibrate
-from jvq.core.quantizer import Codes, Quantizer, State
-from jvq.core.recipe import Plan, Sites
+from jvq.core.calibrate import Fitted, Track, calibrate_all
+from jvq.core.quantizer import State
+from jvq.core.recipe import Sites
 from jvq.data import sample
 from jvq.models.weights import Checkpoint
 from jvq.report import Console
+from jvq.stages import Stages
 
-SHARED = ("minmax", "igq")  #: methods whose fit is a calibration, which all their rows can do in the same passes
-
-Plans = Mapping[tuple[str, str], run.Row]
+Plans = Mapping[tuple[str, str], rows.Row]
 """Width and the row's name to the row."""
 
 
@@ -32,14 +30,14 @@ def wanted(cfg: Run) -> bool:
 
 def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     """The report's parts for ``cfg.widths`` and ``cfg.seeds``; the float model's outputs are computed once."""
-    stages = run.Stages()
+    stages = Stages()
     console.say(f"loading {cfg.weights} and {cfg.data.name} ...")
     with stages.stage("load"):
-        checkpoint, loader, train = run.opened(cfg)
+        checkpoint, loader, train = opening.opened(cfg)
         known, plans = _plans(cfg, checkpoint)
     with stages.stage("evaluate"):
-        reference, plain = run.float_row(checkpoint, known, loader, console)
-    task = run.task_of(checkpoint.model)
+        reference, plain = rows.float_row(checkpoint, known, loader, console)
+    task = rows.task_of(checkpoint.model)
     runners = {name: task.runner(checkpoint.model.forward, row.plan) for (_, name), row in reversed([*plans.items()])}
     runs: list[dict[str, Any]] = []
     outputs: dict[str, dict[str, Any]] = {}
@@ -47,10 +45,10 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         seeded = {key: _seeded(row, seed) for key, row in plans.items()}
         with stages.stage("fit"):
             images = sample(train, loader.preprocess, cfg.data.calibration, seed).images
-            states = _fitted(seeded, checkpoint, images, known, console.track)
+            fits = _fitted(seeded, checkpoint, images, known, workdir, console.track)
         for (width, name), row in seeded.items():
             with stages.stage("evaluate"):
-                state = states[width, name]
+                plan, state, _ = fits[width, name]
                 got = task.predict(
                     lambda x, name=name, state=state: runners[name](checkpoint.params, state, x),
                     loader,
@@ -58,25 +56,25 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
                     track=console.track,
                 )
                 scores = task.score(reference, got)._asdict()
-            runs.append({"width": width, "name": name, "seed": seed, **scores})
+            runs.append({"width": width, "name": name, "seed": seed, **scores, "bops": accounting.bops(known, plan)})
             console.say(", ".join(f"{key} {value:.4f}" for key, value in scores.items() if value is not None))
             if seed == cfg.seed:
                 outputs.setdefault(width, {"float": reference})[name] = got
-                runs[-1]["bytes"] = _bytes(checkpoint, row, state, known)
+                runs[-1]["bytes"] = _bytes(checkpoint, row.planned(plan), state, known)
     if task is evaluate_maps:
         for width, made in outputs.items():
-            run.draw(workdir / f"maps_{width}.png", made, loader)
+            rows.draw(workdir / f"maps_{width}.png", made, loader)
     return {
         "seconds": stages.seconds,
         "method": cfg.method_name,
-        "model": run.described(checkpoint, cfg.weights),
-        "data": run.data_of(cfg, loader, len(reference[0])),
+        "model": opening.described(checkpoint, cfg.weights),
+        "data": opening.data_of(cfg, loader, len(reference[0])),
         "protocol": _protocol(cfg, plans, train.name),
         "bops_formula": accounting.FORMULA,
-        "rows": [plain, *(_row(runs, key, row, known) for key, row in plans.items())],
+        "rows": [plain, *(_row(runs, key) for key in plans)],
         "runs": runs,
         "sites": {},
-        "warnings": run.warnings_of(loader),
+        "warnings": opening.warnings_of(loader),
     }
 
 
@@ -91,20 +89,20 @@ def widths(text: str) -> list[tuple[str, int, int]]:
     return found
 
 
-def _plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, dict[tuple[str, str], run.Row]]:
+def _plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, dict[tuple[str, str], rows.Row]]:
     """The operands, and every row of every width with its resolved plan."""
     known, plans = {}, {}
     own = cfg.method.widths()
     for width, weight_bits, act_bits in widths(cfg.widths) or [(f"W{own[0]}A{own[1]}", *own)]:
         bits = {"weight_bits": weight_bits, "act_bits": act_bits}
-        rows = {name: (kind, dataclasses.replace(options, **bits)) for name, (kind, options) in cfg.rows.items()}
-        at = dataclasses.replace(cfg, method=dataclasses.replace(cfg.method, **bits), rows=rows)
-        known, found = run.plans(at, checkpoint)
+        others = {name: (kind, dataclasses.replace(options, **bits)) for name, (kind, options) in cfg.rows.items()}
+        at = dataclasses.replace(cfg, method=dataclasses.replace(cfg.method, **bits), rows=others)
+        known, found = rows.plans(at, checkpoint)
         plans |= {(width, row.name): row for row in found}
     return known, plans
 
 
-def _seeded(row: run.Row, seed: int) -> run.Row:
+def _seeded(row: rows.Row, seed: int) -> rows.Row:
     """The row with the seed in its options and its quantisers, where they have one."""
     plan = {a: dataclasses.replace(q, seed=seed) if hasattr(q, "seed") else q for a, q in row.plan.items()}  # type: ignore[type-var]
     options = dataclasses.replace(row.options, seed=seed) if hasattr(row.options, "seed") else row.options
@@ -112,86 +110,41 @@ def _seeded(row: run.Row, seed: int) -> run.Row:
 
 
 def _fitted(
-    plans: Plans, checkpoint: Checkpoint, images: np.ndarray, known: Sites, track: Track
-) -> dict[tuple[str, str], Mapping[str, State]]:
-    """The state of every row; rows that only calibrate, on float activations, share the passes."""
+    plans: Plans, checkpoint: Checkpoint, images: np.ndarray, known: Sites, workdir: Path, track: Track
+) -> dict[tuple[str, str], Fitted]:
+    """Every row fitted; rows that only calibrate, on float activations, share the passes."""
     forward, params = checkpoint.model.forward, checkpoint.params
-    shared = {
-        key: row
-        for key, row in plans.items()
-        if row.method.__name__.rpartition(".")[2] in SHARED and not row.options.sequential
-    }
-    states = _together(shared, checkpoint, images, known, track)
+    shared = {key: row for key, row in plans.items() if row.method.calibrates(row.options)}
+    all_of = calibrate_all(forward, params, images, [row.plan for row in shared.values()], known, track=track)
+    found = {key: Fitted(row.plan, state) for (key, row), state in zip(shared.items(), all_of, strict=True)}
     for key, row in plans.items():
         if key not in shared:
-            states[key] = row.method.fit(row.options, forward, params, images, row.plan, known, track=track)
-    return states
+            found[key] = row.method.fit(
+                row.options,
+                forward,
+                params,
+                images,
+                row.plan,
+                known,
+                track=track,
+                journal=row.journal(workdir, params, images),
+            )
+    return found
 
 
-def _together(
-    plans: Plans, checkpoint: Checkpoint, images: np.ndarray, known: Sites, track: Track
-) -> dict[tuple[str, str], Mapping[str, State]]:
-    """The state of every row, each operand captured once, equal quantisers initialised once."""
-    chosen: dict[str, dict[Quantizer, None]] = {}
-    for row in plans.values():
-        for address, quantizer in row.plan.items():
-            chosen.setdefault(address, {})[quantizer] = None
-    union: Plan = {a: Several(tuple(chosen[a])) for a in known if a in chosen}
-    found = calibrate(checkpoint.model.forward, checkpoint.params, images, union, known, track=track)
-    apart = {a: dict(zip(chosen[a], union[a].split(state), strict=True)) for a, state in found.items()}  # type: ignore
-    return {key: {a: apart[a][q] for a, q in row.plan.items()} for key, row in plans.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Several:
-    """Quantisers of one operand that are initialised together, for calibration alone.
-
-    State: theirs side by side, ``0/scale``, ``1/scale``, ...
-    """
-
-    quantizers: tuple[Quantizer, ...]
-
-    @property
-    def bits(self) -> int:
-        return max(q.bits for q in self.quantizers)
-
-    def check(self, letters: str, shape: tuple[int, ...]) -> None:
-        for quantizer in self.quantizers:
-            quantizer.check(letters, shape)
-
-    def init(self, samples: jax.Array, letters: str) -> State:
-        states = [q.init(samples, letters) for q in self.quantizers]
-        return {f"{i}/{name}": x for i, state in enumerate(states) for name, x in state.items()}
-
-    def split(self, state: State) -> list[State]:
-        """Each one's own state."""
-        return [
-            {name.partition("/")[2]: x for name, x in state.items() if name.startswith(f"{i}/")}
-            for i in range(len(self.quantizers))
-        ]
-
-    def apply(self, state: State, x: jax.Array, letters: str) -> jax.Array:
-        raise NotImplementedError("Several initialises quantisers; apply one of them")
-
-    def encode(self, state: State, x: jax.Array, letters: str) -> Codes:
-        raise NotImplementedError("Several initialises quantisers; encode with one of them")
-
-    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> int:
-        return 0
-
-
-def _bytes(checkpoint: Checkpoint, row: run.Row, state: Mapping[str, State], known: Sites) -> int:
-    frozen = run.Frozen.of(checkpoint, row.plan, state, known)
+def _bytes(checkpoint: Checkpoint, row: rows.Row, state: Mapping[str, State], known: Sites) -> int:
+    frozen = rows.Frozen.of(checkpoint, row.plan, state, known)
     return accounting.tree_bytes(frozen.params, frozen.qstate)
 
 
-def _row(runs: list[dict[str, Any]], key: tuple[str, str], row: run.Row, known: Sites) -> dict[str, Any]:
+def _row(runs: list[dict[str, Any]], key: tuple[str, str]) -> dict[str, Any]:
     """The table's line of a width and a method: means over the seeds and, of several, sample standard deviations."""
     mine = [r for r in runs if (r["width"], r["name"]) == key]
-    numbers = {name: [r[name] for r in mine] for name in mine[0] if name not in ("width", "name", "seed", "bytes")}
+    named = ("width", "name", "seed", "bytes", "bops")
+    numbers = {name: [r[name] for r in mine] for name in mine[0] if name not in named}
     spread = {name: statistics.stdev(v) for name, v in numbers.items() if len(v) > 1 and None not in v}
     means = {name: None if None in v else statistics.fmean(v) for name, v in numbers.items()}
-    costs = {"bytes": mine[0]["bytes"], "bops": accounting.bops(known, row.plan)}
+    costs = {"bytes": mine[0]["bytes"], "bops": round(statistics.fmean(r["bops"] for r in mine))}
     return {"name": " ".join(key), **means, "spread": spread, **costs}
 
 

@@ -54,7 +54,7 @@ class Bench:
 
     def fitted(self, method, options):
         plan = resolve(method.recipe(options, self.known), self.known)
-        return plan, method.fit(options, self.forward, self.params, self.calibration.images, plan, self.known)
+        return plan, method.fit(options, self.forward, self.params, self.calibration.images, plan, self.known).qstate
 
     def score(self, method, options):
         if (method, options) not in self.scores:

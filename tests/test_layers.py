@@ -29,12 +29,14 @@ BELOW: dict[str, set[str]] = {
     "evaluate_maps": {"core"},
     "accounting": {"core"},
     "environment": {"core"},
+    "stages": set(),
+    "journal": set(),
     "export": {"core"},
     "report": {"core"},
-    "methods": {"core", "quantizers", "train"},
+    "methods": {"core", "quantizers", "train", "accounting"},
     "config": {"core", "methods"},
 }
-ABOVE_ALL = {"", "main", "run", "sweep"}  # "" is jvq/__init__.py
+ABOVE_ALL = {"", "main", "run", "opening", "rows", "quantizing", "training", "sweep"}  # "" is jvq/__init__.py
 OUTSIDE_OF_CORE = {"jax", "jaxtyping", "numpy"}  # and the standard library
 LAZY = {"tensorflow", "tensorflow_datasets"}  # slow to import: inside functions only
 VAGUE = {"common", "helper", "helpers", "manager", "managers", "util", "utils"}

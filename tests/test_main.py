@@ -14,7 +14,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from jvq import main, report, run
+from jvq import main, opening, quantizing, report, rows, run, training
 from jvq.core.recipe import sites
 from jvq.models import build
 from jvq.models.weights import Checkpoint, save
@@ -143,8 +143,9 @@ def test_the_traceback_can_be_asked_for(command, monkeypatch):
 
 @pytest.fixture
 def nothing_computed(monkeypatch):
-    for name in ("freeze", "sample", "open_source", "write", "save"):
-        monkeypatch.setattr(run, name, lambda *_, **__: pytest.fail("computed or written"))
+    where = ((rows, "freeze"), (quantizing, "sample"), (opening, "open_source"), (run, "write"), (training, "save"))
+    for module, name in where:
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("computed or written"))
 
 
 def test_sites_lists_every_address_with_its_letters_and_shape(command, model, nothing_computed, tmp_path):
@@ -177,7 +178,7 @@ def noted(monkeypatch):
     """The (config, workdir) of every run; a run only writes a report that holds how many there were."""
     calls = []
 
-    def work(cfg, workdir, console, command, work=None):
+    def work(cfg, workdir, console, command):
         calls.append((cfg, workdir))
         (workdir / "report.json").write_text(json.dumps(len(calls)))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jvq import run
+from jvq import opening, rows, run, stages, training
 from jvq.config import config, typed
 from jvq.core.recipe import sites
 from jvq.evaluate import Predictions, score
@@ -284,8 +284,8 @@ def known(model):
 
 def test_rules_change_widths_and_nothing_else(known):
     options = igq.Options(linear="layer")
-    plain = run.planned("igq", options, "", known)
-    ruled = run.planned("igq", options, " *.w=8, *fc1*=float ,*qkv.w=3,head.*=32", known)
+    plain = rows.planned("igq", options, "", known)
+    ruled = rows.planned("igq", options, " *.w=8, *fc1*=float ,*qkv.w=3,head.*=32", known)
     want = {a: dataclasses.replace(q, bits=8) if a.endswith(".w") else q for a, q in plain.items()}
     want["block00/attn/qkv.w"] = dataclasses.replace(plain["block00/attn/qkv.w"], bits=3)
     want = {a: q for a, q in want.items() if "fc1" not in a and not a.startswith("head")}
@@ -295,10 +295,10 @@ def test_rules_change_widths_and_nothing_else(known):
 
 def test_rules_are_a_part_of_every_row(root):
     cfg = post_training(root, rules="*.w=8", linear="float")
-    _, rows = run.plans(cfg, run.load(cfg)[0])
-    assert [row.name for row in rows] == ["minmax", "igq", "igq_upper_bound"]
-    assert {row.plan["block00/mlp/fc1.w"].bits for row in rows} == {8}
-    assert rows[0].plan["block00/mlp/fc1.w"] == Uniform(8, "o")
+    _, found = rows.plans(cfg, opening.load(cfg)[0])
+    assert [row.name for row in found] == ["minmax", "igq", "igq_upper_bound"]
+    assert {row.plan["block00/mlp/fc1.w"].bits for row in found} == {8}
+    assert found[0].plan["block00/mlp/fc1.w"] == Uniform(8, "o")
 
 
 RULES = {
@@ -320,7 +320,7 @@ RULES = {
 def test_a_rule_that_cannot_be_is_refused(rules, known):
     options = minmax.Options(weight_bits=32, edge_bits=32) if "float" in rules else minmax.Options()
     with pytest.raises(ValueError, match=RULES[rules]):
-        run.planned("minmax", options, rules, known)
+        rows.planned("minmax", options, rules, known)
 
 
 # Mistakes: each is found before anything is computed
@@ -389,7 +389,7 @@ def filled(value, **places):
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_found_before_anything_is_computed(case, root, places, tmp_path, monkeypatch):
     changes, says = MISTAKES[case]
-    monkeypatch.setattr(run.evaluate, "predict", lambda *_, **__: pytest.fail("computed already"))
+    monkeypatch.setattr(rows.evaluate, "predict", lambda *_, **__: pytest.fail("computed already"))
     cfg = post_training(root, **{"method": "minmax"} | filled(changes, root=root, places=places))
     with pytest.raises(ValueError, match=says):
         report_of(cfg, tmp_path)
@@ -455,14 +455,14 @@ def relabelled(root, folder, labels):
 
 
 def test_labels_beyond_the_head_are_refused(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(run.evaluate, "predict", lambda *_, **__: pytest.fail("computed already"))
+    monkeypatch.setattr(rows.evaluate, "predict", lambda *_, **__: pytest.fail("computed already"))
     with pytest.raises(ValueError, match="label"):
         report_of(post_training(root, "minmax", relabelled(root, tmp_path, 3)), tmp_path)
 
 
 @pytest.mark.parametrize("labels", [None, 3], ids=["none", "beyond the head"])
 def test_training_wants_labels_of_the_head(labels, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(run.supervised, "train", lambda *_, **__: pytest.fail("trained already"))
+    monkeypatch.setattr(training.supervised, "train", lambda *_, **__: pytest.fail("trained already"))
     with pytest.raises(ValueError, match="label"):
         report_of(supervised(root, data=relabelled(root, tmp_path, labels)), tmp_path)
 
@@ -471,7 +471,7 @@ def test_training_wants_labels_of_the_head(labels, root, tmp_path, monkeypatch):
     "change", [{"size": [12, 12]}, {"mean": [0.5] * 3, "std": [0.25] * 3}], ids=["size", "channels"]
 )
 def test_training_wants_preprocessing_that_fits_the_model(change, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(run.supervised, "train", lambda *_, **__: pytest.fail("trained already"))
+    monkeypatch.setattr(training.supervised, "train", lambda *_, **__: pytest.fail("trained already"))
     with pytest.raises(ValueError, match="preprocess"):
         report_of(supervised(root, preprocess=PREPROCESS | change), tmp_path)
 
@@ -496,13 +496,13 @@ def test_a_student_learns_from_a_teacher(name, root, tmp_path):
         for alpha in (0.0, 1.0):
             cfg = supervised(root, model=spec, teacher=teacher, distillation=distillation, alpha=alpha)
             report_of(cfg, tmp_path / str(alpha))
-    labelled, taught = (open_weights(str(tmp_path / a / run.WEIGHTS)).params for a in ("0.0", "1.0"))
+    labelled, taught = (open_weights(str(tmp_path / a / training.WEIGHTS)).params for a in ("0.0", "1.0"))
     kernels = [p["patch"]["kernel"] for p in (labelled, taught)]
     assert not np.array_equal(*kernels)
     if name == "deit":  # each head learns from its own source alone
         assert not labelled["head_dist"]["kernel"].any()
         assert not taught["head"]["kernel"].any()
-    quantised = post_training(root, weights=str(tmp_path / "1.0" / run.WEIGHTS), groups=2)
+    quantised = post_training(root, weights=str(tmp_path / "1.0" / training.WEIGHTS), groups=2)
     rows = report_of(quantised, tmp_path / "1.0" / "q")["rows"]
     assert [row["name"] for row in rows] == ["float", "minmax", "igq", "igq_upper_bound"]
 
@@ -519,7 +519,7 @@ TEACHERS = {
 
 @pytest.mark.parametrize("case", TEACHERS)
 def test_a_teacher_must_fit(case, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(run.supervised, "train", lambda *_, **__: pytest.fail("trained already"))
+    monkeypatch.setattr(training.supervised, "train", lambda *_, **__: pytest.fail("trained already"))
     changes, says = TEACHERS[case]
     if changes["teacher"] == "TEACHER":
         changes = changes | {"teacher": str(root / "vit.safetensors")}
@@ -534,10 +534,10 @@ def test_what_a_config_needs_is_said_where_it_is_missing(root, tmp_path):
 
 
 def test_stages_add_up():
-    stages, clock = run.Stages(), itertools.count()
+    timed, clock = stages.Stages(), itertools.count()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.time, "monotonic", lambda: float(next(clock)))
+        patch.setattr(stages.time, "monotonic", lambda: float(next(clock)))
         for name in ("a", "b", "a"):
-            with stages.stage(name):
+            with timed.stage(name):
                 pass
-    assert stages.seconds == {"a": 2.0, "b": 1.0}
+    assert timed.seconds == {"a": 2.0, "b": 1.0}

@@ -55,7 +55,7 @@ def swept(root, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("swept")
     chosen = cfg(root, widths="W8A8,W4A6", seeds=2)
     assert sweep.wanted(chosen)
-    return run.run(chosen, workdir, Console(quiet=True), "the command", sweep.work), workdir
+    return run.run(chosen, workdir, Console(quiet=True), "the command"), workdir
 
 
 def test_a_table_has_a_row_a_width_and_a_method(swept):
@@ -102,7 +102,7 @@ def test_a_sweep_gives_what_single_runs_give(swept, root, tmp_path):
 
 
 def test_one_width_and_one_seed_have_no_spread(root, tmp_path):
-    report = run.run(cfg(root, widths="W4A4", rows={}), tmp_path, Console(quiet=True), work=sweep.work)
+    report = run.run(cfg(root, widths="W4A4", rows={}), tmp_path, Console(quiet=True))
     assert all(not row.get("spread") for row in report["rows"])
 
 
@@ -113,9 +113,7 @@ def test_widths_that_do_not_read(text, says):
     assert sweep.widths("W8A8, W4A6") == [("W8A8", 8, 8), ("W4A6", 4, 6)]
 
 
-def test_a_single_run_refuses_a_sweep(root, tmp_path):
-    with pytest.raises(ValueError, match="'widths' and 'seeds' make a table"):
-        run.run(cfg(root, widths="W4A4"), tmp_path, Console(quiet=True))
+def test_there_is_at_least_one_seed(root):
     with pytest.raises(ValueError, match="seeds must be at least 1"):
         cfg(root, seeds=0)
 

@@ -1,11 +1,12 @@
 """Calibration: from a plan and images to the state of every quantiser."""
 
+import copy
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,17 @@ import numpy as np
 
 from jvq.core.dot import packed_dot, quantized, recording
 from jvq.core.packed import Packed
-from jvq.core.quantizer import Codes, Quantizer, State
+from jvq.core.quantizer import Codes, Overhead, Quantizer, State
 from jvq.core.recipe import Forward, Operand, Plan, Sites
+
+
+class Fitted(NamedTuple):
+    """What fitting a method gives: the plan, as far as fitting changed it, and the state of all its quantisers."""
+
+    plan: Plan
+    qstate: Mapping[str, State]
+    notes: Mapping[str, Any] = {}  # what else the report should say
+
 
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
 """``track(items, text)`` hands on the items while it shows how far things are."""
@@ -44,38 +54,83 @@ def calibrate(
     are captured in as few passes as keep what is held below about ``memory`` bytes. Raises ``ValueError`` naming the
     address, or the image, where a number is not finite.
     """
-    if not len(images):
-        raise ValueError("calibration: no images, at least one is needed")
-    bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
-    if bad.size:
-        raise ValueError(f"calibration image {bad[0]} has values that are not finite ({bad.size} such images)")
-    weights = {a: q for a, q in plan.items() if known[a].path is not None}
-    activations = {a: q for a, q in plan.items() if known[a].path is None}
-    for address in activations:
-        if not known[address].batched:
-            raise ValueError(f"{address}: neither a parameter nor an activation (axis 'b'): nothing to calibrate on")
-    state = {a: _init(q, _leaf(params, known[a]), known[a].letters, a) for a, q in weights.items()}
     if sequential:
-        return _sequential(forward, params, images, plan, known, state, batch, track)
+        _check(images, plan, known)
+        return _sequential(forward, params, images, plan, known, batch, track)
+    return calibrate_all(forward, params, images, [plan], known, batch=batch, memory=memory, track=track)[0]
+
+
+def calibrate_all(
+    forward: Forward,
+    params: Any,
+    images: np.ndarray,
+    plans: Sequence[Plan],
+    known: Sites,
+    *,
+    batch: int = 32,
+    memory: int = 2**30,
+    track: Track = silent,
+) -> list[dict[str, State]]:
+    """The states of several plans from the same forward passes: as ``calibrate`` gives them one by one.
+
+    Every operand is captured once; quantisers that are equal are initialised once.
+    """
+    wanted: dict[str, dict[Quantizer, State]] = {}
+    for plan in plans:
+        _check(images, plan, known)
+        for address, quantizer in plan.items():
+            wanted.setdefault(address, {})[quantizer] = {}
+    activations = [a for a in known if a in wanted and known[a].path is None]
+    for address in (a for a in wanted if known[a].path is not None):
+        _init_all(wanted[address], _leaf(params, known[address]), known[address].letters, address)
     passes = _passes(activations, known, len(images), memory)
     for i, addresses in enumerate(passes):
         text = "calibrating" if len(passes) == 1 else f"calibrating, pass {i + 1} of {len(passes)}"
         tape = _capture(forward, params, images, addresses, known, batch)
         for address in track(addresses, text):
-            state[address] = _init(plan[address], jnp.asarray(tape.pop(address)), known[address].letters, address)
-    return {address: state[address] for address in plan}
+            _init_all(wanted[address], jnp.asarray(tape.pop(address)), known[address].letters, address)
+    return [{address: wanted[address][quantizer] for address, quantizer in plan.items()} for plan in plans]
 
 
-@partial(jax.jit, static_argnums=(0, 2))
-def _fresh(quantizer: Quantizer, samples: jax.Array, letters: str) -> State:
-    """One executable per quantiser and shape, shared by all sites that have both."""
+def _check(images: np.ndarray, plan: Plan, known: Sites) -> None:
+    """Raises ``ValueError`` where the images, or an operand of the plan, are nothing to calibrate on."""
+    if not len(images):
+        raise ValueError("calibration: no images, at least one is needed")
+    bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
+    if bad.size:
+        raise ValueError(f"calibration image {bad[0]} has values that are not finite ({bad.size} such images)")
+    for address in plan:
+        if known[address].path is None and not known[address].batched:
+            raise ValueError(f"{address}: neither a parameter nor an activation (axis 'b'): nothing to calibrate on")
+
+
+def fresh(quantizer: Quantizer, samples: jax.Array, letters: str) -> State:
+    """The quantiser's state for the samples, compiled once per shape and quantiser up to its ``traced`` fields."""
+    numbers = {name: getattr(quantizer, name) for name in getattr(quantizer, "traced", ())}
+    form = dataclasses.replace(quantizer, **dict.fromkeys(numbers, 0))  # type: ignore[type-var]
+    return _fresh(form, numbers, samples, letters)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _fresh(form: Quantizer, numbers: Mapping[str, jax.Array], samples: jax.Array, letters: str) -> State:
+    quantizer = copy.copy(form)
+    for name, number in numbers.items():
+        object.__setattr__(quantizer, name, number)  # a constructor would want an int, and this is a tracer
     return quantizer.init(samples, letters)
 
 
 def _init(quantizer: Quantizer, samples: jax.Array, letters: str, address: str) -> State:
+    states: dict[Quantizer, State] = {quantizer: {}}
+    _init_all(states, samples, letters, address)
+    return states[quantizer]
+
+
+def _init_all(states: dict[Quantizer, State], samples: jax.Array, letters: str, address: str) -> None:
+    """Fills in the state of every quantiser of one operand."""
     if not bool(jnp.isfinite(samples).all()):
         raise ValueError(f"{address}: calibration data has values that are not finite (NaN or infinite)")
-    return _fresh(quantizer, samples, letters)
+    for quantizer in states:
+        states[quantizer] = fresh(quantizer, samples, letters)
 
 
 def _leaf(params: Any, operand: Operand) -> jax.Array:
@@ -145,7 +200,7 @@ class _Gated:
     def encode(self, state: State, x: jax.Array, letters: str) -> Codes:
         return self.inner.encode(state, x, letters)
 
-    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> int:
+    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> Overhead:
         return self.inner.overhead(letters, shape, contracted, product, beta)
 
 
@@ -155,11 +210,13 @@ def _sequential(
     images: np.ndarray,
     plan: Plan,
     known: Sites,
-    weights: dict[str, State],
     batch: int,
     track: Track,
 ) -> dict[str, State]:
     """Site by site in the model's order, all operands of earlier sites quantised (the first author's later habit)."""
+    weights = {
+        a: _init(q, _leaf(params, known[a]), known[a].letters, a) for a, q in plan.items() if known[a].path is not None
+    }
     gated = {a: _Gated(q) for a, q in plan.items()}
     activations = {a for a in plan if known[a].path is None}
 

@@ -9,6 +9,18 @@ State = Mapping[str, jax.Array]
 """A quantiser's arrays: a small dict. Bits and scales are in it as arrays, so that no width recompiles anything."""
 
 
+class Overhead(NamedTuple):
+    """Bit-operations per image beyond the product itself, at run time."""
+
+    find: int = 0  # minima and maxima
+    choose: int = 0  # which group an index belongs to
+    add: int = 0  # partial sums, where scales differ along what the product sums over
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
 class Codes(NamedTuple):
     """A quantised operand: ``scale * (codes - zero)`` is its value; scale and zero broadcast against the codes."""
 
@@ -49,7 +61,7 @@ class Quantizer(Protocol):
         """``x`` as integers with their scale and zero point."""
         ...
 
-    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> int:
+    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> Overhead:
         """Bit-operations per image beyond the product itself, for an operand of this shape *without* ``b``.
 
         ``contracted`` are the letters summed over, ``product`` the number of values in the product per image, ``beta``

@@ -6,16 +6,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 ZeroPoint = Literal["extend", "free", "clamp"]
 ZERO_POINTS: tuple[ZeroPoint, ...] = ("extend", "free", "clamp")
 SMALLEST = 1e-8  #: the least scale
 
 
-def level_count(bits: int) -> Float[Array, ""]:
+def level_count(bits: int | Int[Array, ""]) -> Float[Array, ""]:
     """``2**bits - 1`` as the float32 array that goes into a state."""
-    return jnp.float32(2**bits - 1)
+    return jnp.asarray(2**bits - 1, jnp.float32)
 
 
 def affine(

@@ -1,4 +1,4 @@
-"""IGQ-ViT: instance-aware group quantisation of linear inputs and attention rows, with a fixed number of groups.
+"""IGQ-ViT: instance-aware group quantisation of linear inputs and attention rows.
 
 Source: Moon, Kim, Cheon, Ham, CVPR 2024. No code of the authors exists; where the paper is silent the defaults are ours
 and the alternatives are options. What departs from the paper's letter: ``mstep="mse"``, ``zero_point="extend"`` and
@@ -6,16 +6,17 @@ weights by min-max (6 bits and more) or error search (below) instead of a percen
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from typing import Any, Literal
 
 import numpy as np
 
-from jvq.core.calibrate import Track, calibrate, silent
-from jvq.core.quantizer import Quantizer, State
+from jvq.core.calibrate import Fitted, Track, calibrate, silent
+from jvq.core.quantizer import Quantizer
 from jvq.core.ranges import ZeroPoint
 from jvq.core.recipe import Forward, Operand, Plan, Recipe, Sites
 from jvq.methods import minmax
+from jvq.methods.allocation import BUDGETS, RESTS, Budget, Rest, allocate
 from jvq.methods.minmax import at, check_letters, is_edge, outputs, width, widths
 from jvq.quantizers import Dynamic, Grouped, Uniform
 from jvq.quantizers.grouped import MStep, Statistics
@@ -53,6 +54,9 @@ class Options:
     weight_range: Literal["auto", "max", "percentile", "mse"] = "auto"  # auto: max at 6 bits and more, else mse
     weight_percentile: float = 0.1  # percent cut off at each end, with weight_range="percentile"
     sequential: bool = False  # calibrate each site behind quantised earlier ones
+    allocation: Budget = "none"  # numbers of groups chosen under what the fixed ones cost: in BOPs, or in groups
+    candidates: tuple[int, ...] = (4, 6, 8, 10, 12, 16, 20, 24, 32)  # numbers of groups to choose from
+    allocation_rest: Rest = "float"  # the model around the operand whose effect is measured
     upper_bound: bool = False  # a quantiser of its own for every channel and row of every image (the paper's bound)
     seed: int = 0  # of k-means++
 
@@ -64,6 +68,13 @@ class Options:
         check_choice("method.linear", self.linear, TREATMENTS)
         check_choice("method.softmax", self.softmax, TREATMENTS)
         check_choice("method.qkv", self.qkv, QKV)
+        check_choice("method.allocation", self.allocation, BUDGETS)
+        check_choice("method.allocation_rest", self.allocation_rest, RESTS)
+        if not self.candidates or min(self.candidates) < 1:
+            raise ValueError(f"method.candidates: got {self.candidates}, must be numbers of groups, at least one")
+        if self.allocation != "none" and (self.sequential or self.upper_bound):
+            which = "sequential" if self.sequential else "upper_bound"
+            raise ValueError(f"method.allocation: '{self.allocation}' cannot be used with method.{which}")
         check_choice("method.weight_range", self.weight_range, WEIGHT_RANGES)
 
 
@@ -128,15 +139,41 @@ def fit(
     plan: Plan,
     known: Sites,
     track: Track = silent,
-) -> Mapping[str, State]:
-    """The calibrated state of every quantiser of the plan."""
-    return calibrate(forward, params, images, plan, known, sequential=options.sequential, track=track)
+    journal: MutableMapping[str, Any] | None = None,
+) -> Fitted:
+    """The calibrated state of every quantiser of the plan, whose numbers of groups change where they are allocated."""
+    if options.allocation != "none":
+        return allocate(
+            options.allocation,
+            options.candidates,
+            options.allocation_rest,
+            forward,
+            params,
+            images,
+            plan,
+            known,
+            track=track,
+            journal=journal,
+        )
+    state = calibrate(forward, params, images, plan, known, sequential=options.sequential, track=track)
+    return Fitted(plan, state)
+
+
+def calibrates(options: Options) -> bool:
+    """Whether fitting is calibration on float activations alone, which rows of a table can share."""
+    return not options.sequential and options.allocation == "none"
 
 
 def baselines(options: Options) -> dict[str, tuple[str, Any]]:
-    """Rows shown beside this method: min-max at the same widths, and the bound that groups approach."""
+    """Rows shown beside this method: min-max at the same widths, and the bound that groups approach.
+
+    Beside allocated groups also the fixed number that sets the budget (the paper's dagger).
+    """
     plain = minmax.Options(options.bits, options.weight_bits, options.act_bits, options.edge_bits)
-    return {"minmax": ("minmax", plain), "igq_upper_bound": ("igq", dataclasses.replace(options, upper_bound=True))}
+    fixed = dataclasses.replace(options, allocation="none")
+    bound = dataclasses.replace(fixed, upper_bound=True)
+    rows = {"minmax": ("minmax", plain), "igq_upper_bound": ("igq", bound)}
+    return rows if options.allocation == "none" else {"igq_fixed": ("igq", fixed), **rows}
 
 
 def protocol(options: Options) -> dict[str, Any]:
@@ -151,6 +188,7 @@ def protocol(options: Options) -> dict[str, Any]:
         "linear inputs": _treated(options, options.linear, options.groups, options.linear_along),
         "softmax": _treated(options, options.softmax, softmax_groups, options.softmax_along) + ", lower bound 0",
         "groups": f"bounds by {options.mstep}, zero point {options.zero_point}; {em}, points per {options.statistics}",
+        "number of groups": _allocated(options),
         "query, key, value": "float"
         if "float" in (options.qkv, width(act_bits))
         else f"{act_bits} bits, per {options.qkv}, static, percentile of {CUTS} by error",
@@ -158,6 +196,17 @@ def protocol(options: Options) -> dict[str, Any]:
         "float": "LayerNorm, softmax, GELU, biases, residual additions",
         "calibration order": "sequential" if options.sequential else "parallel, float activations",
     }
+
+
+def _allocated(options: Options) -> str:
+    """How the number of groups of each operand is found, in words."""
+    if options.allocation == "none":
+        return "fixed"
+    unit = {"bops": "bit-operations", "mean_groups": "mean number of groups"}[options.allocation]
+    return (
+        f"of {options.candidates} by integer program: least sum of KL(float || quantised) of predictions, each operand "
+        f"quantised alone, the rest {options.allocation_rest}, at most the {unit} of the fixed number"
+    )
 
 
 def _treated(options: Options, treatment: str, groups: int, along: str) -> str:

@@ -5,15 +5,15 @@ embedding and the head at 8 bits (stated in every result).
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import numpy as np
 
 from jvq.core import axes
-from jvq.core.calibrate import Track, calibrate, silent
+from jvq.core.calibrate import Fitted, Track, calibrate, silent
 from jvq.core.errors import nearest
-from jvq.core.quantizer import Quantizer, State
+from jvq.core.quantizer import Quantizer
 from jvq.core.recipe import Forward, Operand, Plan, Recipe, Sites
 from jvq.quantizers import Uniform
 from jvq.quantizers.uniform import Range
@@ -101,9 +101,16 @@ def fit(
     plan: Plan,
     known: Sites,
     track: Track = silent,
-) -> Mapping[str, State]:
+    journal: MutableMapping[str, Any] | None = None,
+) -> Fitted:
     """The calibrated state of every quantiser of the plan."""
-    return calibrate(forward, params, images, plan, known, sequential=options.sequential, track=track)
+    state = calibrate(forward, params, images, plan, known, sequential=options.sequential, track=track)
+    return Fitted(plan, state)
+
+
+def calibrates(options: Options) -> bool:
+    """Whether fitting is calibration on float activations alone, which rows of a table can share."""
+    return not options.sequential
 
 
 def baselines(options: Options) -> dict[str, tuple[str, Any]]:

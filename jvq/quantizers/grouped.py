@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jvq.core import axes, ranges
-from jvq.core.quantizer import Codes, State
+from jvq.core.quantizer import Codes, Overhead, State
 from jvq.core.rounding import fake_quantize
 from jvq.quantizers import kmeans
 from jvq.quantizers.uniform import check_bits, check_choice, integers, sample
@@ -46,17 +46,21 @@ class Grouped:
     restarts: int = 3
     iterations: int = 50
     statistics: Statistics = "image"  # a point per channel and calibration image, or one pooled over the images
-    capacity: int | None = None  # length of the state's arrays, at least ``groups``: pads to the largest of a sweep
+    capacity: int | None = None  # length of the state's arrays, at least ``groups``; None: equal
     values: int = 2**20  # the mse step looks at no more values than about this, evenly strided: an approximation
     seed: int = 0
+
+    @property
+    def traced(self) -> tuple[str, ...]:
+        """Fields that ``init`` reads as numbers only: with a capacity, numbers of groups share one executable."""
+        return ("bits", "seed") if self.capacity is None else ("bits", "seed", "groups")
 
     def check(self, letters: str, shape: tuple[int, ...]) -> None:
         check_bits(self.bits)
         axes.require(self.along, letters, what="along")
         if not self.along or "b" in self.along:
             raise ValueError(f"along: got '{self.along}', must name axes of the operand other than the image's 'b'")
-        size = dict(zip(letters, shape, strict=True))
-        points = math.prod(size[a] for a in self.along)
+        points = self.indices(letters, shape)
         if not 1 <= self.groups <= points:
             raise ValueError(f"groups: got {self.groups}, must be from 1 to the {points} indices along '{self.along}'")
         if self.capacity is not None and self.capacity < self.groups:
@@ -81,6 +85,7 @@ class Grouped:
             jax.random.key(self.seed),
             flat,
             self.groups,
+            capacity=self.length,
             start=self.start,
             restarts=self.restarts,
             iterations=self.iterations,
@@ -89,12 +94,12 @@ class Grouped:
         levels = ranges.level_count(self.bits)
         lower, upper = self._final_bounds(samples, letters, found, flat, levels)
         scale, zero = ranges.affine(lower, upper, levels, self.zero_point)
-        pad = (0, (self.capacity or self.groups) - self.groups)
+        used = jnp.arange(self.length) < self.groups
         return {
-            "lower": jnp.pad(found.centres[:, 0], pad, constant_values=jnp.inf),
-            "upper": jnp.pad(found.centres[:, 1], pad, constant_values=jnp.inf),
-            "scale": jnp.pad(scale, pad, constant_values=1.0),
-            "zero": jnp.pad(zero, pad),
+            "lower": found.centres[:, 0],
+            "upper": found.centres[:, 1],
+            "scale": jnp.where(used, scale, 1.0),
+            "zero": jnp.where(used, zero, 0.0),
             "levels": levels,
         }
 
@@ -106,18 +111,27 @@ class Grouped:
         scale, zero = self._chosen(state, x, letters)
         return integers(x, scale, zero, state["levels"])
 
-    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> int:
+    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> Overhead:
         """Minima and maxima, assignment, and partial sums where the groups divide the contracted axis (spec 2.6).
 
         Per image: ``2 beta N C`` + ``C G (3 beta + 2 beta**2)`` + ``beta (G-1) N D`` for linear inputs; for attention
         rows ``beta H N**2`` + ``beta H N G``: a row's scale factors out of the sum.
         """
-        size = dict(zip(letters, shape, strict=True))
-        points = math.prod(size[a] for a in self.along)
+        points = self.indices(letters, shape)
         find = beta * math.prod(shape) * (1 if self.nonnegative else 2)
         choose = points * self.groups * (beta if self.nonnegative else 3 * beta + 2 * beta**2)
         divided = any(a in contracted for a in self.along)
-        return find + choose + (beta * (self.groups - 1) * product if divided else 0)
+        return Overhead(find, choose, beta * (self.groups - 1) * product if divided else 0)
+
+    def indices(self, letters: str, shape: tuple[int, ...]) -> int:
+        """How many channels or rows an image has that each choose a group."""
+        size = dict(zip(letters, shape, strict=True))
+        return math.prod(size[a] for a in self.along)
+
+    @property
+    def length(self) -> int:
+        """Length of the state's arrays."""
+        return self.groups if self.capacity is None else self.capacity
 
     def points(self, x: jax.Array, letters: str) -> jax.Array:
         """(min, max) over all other axes, float32: [b along 2]; the minimum is 0 where ``nonnegative``."""
@@ -144,10 +158,11 @@ class Grouped:
         self, samples: jax.Array, letters: str, found: kmeans.Fit, points: jax.Array, levels: jax.Array
     ) -> ranges.Bounds:
         """The groups' bounds [g], [g] by the chosen M-step; a group without points keeps its centre."""
-        lower, upper = found.centres[:, 0], found.centres[:, 1]
+        used = (jnp.arange(self.length) < self.groups)[:, None]
+        lower, upper = jnp.where(used, found.centres, 0.0).T
         if self.mstep == "mean":
             return lower, upper
-        member = jax.nn.one_hot(found.group, self.groups, dtype=bool)
+        member = jax.nn.one_hot(found.group, self.length, dtype=bool)
         there = member.any(axis=0)
         lowest = jnp.where(member, points[:, :1], jnp.inf).min(axis=0)
         highest = jnp.where(member, points[:, 1:], -jnp.inf).max(axis=0)
@@ -169,7 +184,7 @@ class Grouped:
             group = jnp.broadcast_to(found.group.reshape(pooled), shape)
         else:
             group = found.group.reshape(shape)
-        member = jax.nn.one_hot(group.reshape(-1), self.groups, dtype=jnp.float32)
+        member = jax.nn.one_hot(group.reshape(-1), self.length, dtype=jnp.float32)
 
         def error(lower: jax.Array, upper: jax.Array) -> jax.Array:
             scale, zero = ranges.affine(lower, upper, levels, self.zero_point)

@@ -5,12 +5,17 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 Distance = Literal["squared", "absolute"]
 Start = Literal["kmeans++", "quantile"]
 DISTANCES: tuple[Distance, ...] = ("squared", "absolute")
 STARTS: tuple[Start, ...] = ("kmeans++", "quantile")
+
+
+Groups = int | Int[Array, ""]
+"""A number of groups. Where a ``capacity`` stands beside it, it may be traced: arrays have that length."""
 
 
 class Fit(NamedTuple):
@@ -38,22 +43,24 @@ def assign(
     return distances(points, centres, distance).argmin(axis=-1)
 
 
-def quantile_start(points: Float[Array, "p 2"], groups: int) -> Float[Array, "g 2"]:
-    """Means of ``groups`` equally large chunks of the points sorted by range (max - min)."""
+def quantile_start(points: Float[Array, "p 2"], groups: Groups, capacity: int) -> Float[Array, "g 2"]:
+    """Means of ``groups`` equally large chunks of the points sorted by range (max - min); as many as ``capacity``."""
     order = jnp.argsort(points[:, 1] - points[:, 0])
     count = points.shape[0]
     label = jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32) * groups // count)
-    return _means(points, label, jnp.zeros((groups, 2), jnp.float32))
+    return _means(points, label, jnp.zeros((capacity, 2), jnp.float32))
 
 
-def plus_plus_start(key: Key[Array, ""], points: Float[Array, "p 2"], groups: int) -> Float[Array, "g 2"]:
+def plus_plus_start(
+    key: Key[Array, ""], points: Float[Array, "p 2"], groups: Groups, capacity: int
+) -> Float[Array, "g 2"]:
     """Centres drawn from the points, each with probability proportional to its squared distance to those before it.
 
     Arthur & Vassilvitskii 2007. Once every point is a centre the rest repeat the first point and stay empty.
     """
     count = points.shape[0]
     first = jax.random.randint(jax.random.fold_in(key, 0), (), 0, count)
-    centres = jnp.zeros((groups, 2), jnp.float32).at[0].set(points[first])
+    centres = jnp.zeros((capacity, 2), jnp.float32).at[0].set(points[first])
     nearest = jnp.square(points - points[first][None]).sum(axis=-1)
 
     def draw(i: Int[Array, ""], carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -74,13 +81,19 @@ def _means(points: Float[Array, "p 2"], group: Int[Array, " p"], empty: Float[Ar
 
 
 def lloyd(
-    points: Float[Array, "p 2"], start: Float[Array, "g 2"], iterations: int, distance: Distance
+    points: Float[Array, "p 2"],
+    start: Float[Array, "g 2"],
+    iterations: int,
+    distance: Distance,
+    groups: Groups | None = None,
 ) -> tuple[Float[Array, "g 2"], Int[Array, " p"], Float[Array, " i"]]:
-    """Centres, assignment and objective history of the EM from ``start``.
+    """Centres, assignment and objective history of the EM from ``start``, of which the first ``groups`` are used.
 
     Stops after ``iterations`` or when the objective changes by less than 1e-6 of itself. A group that has lost all its
-    points restarts at the point that is farthest from its own group's bounds.
+    points restarts at the point that is farthest from its own group's bounds. Unused centres are infinite.
     """
+    used = jnp.arange(start.shape[0])[:, None] < (start.shape[0] if groups is None else groups)
+    start = jnp.where(used, start, jnp.inf)
 
     def evaluate(centres: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         d = distances(points, centres, distance)
@@ -95,7 +108,7 @@ def lloyd(
 
     def step(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         i, centres, group, farthest, history = carry
-        centres = _means(points, group, jnp.broadcast_to(farthest[None], centres.shape))
+        centres = _means(points, group, jnp.where(used, farthest[None], jnp.inf))
         group, objective, farthest = evaluate(centres)
         return i + 1, centres, group, farthest, history.at[i + 1].set(objective)
 
@@ -106,12 +119,12 @@ def lloyd(
     return centres, group, jnp.where(steps > last, history[last], history)
 
 
-@partial(jax.jit, static_argnames=("groups", "start", "restarts", "iterations", "distance"))
 def kmeans(
     key: Key[Array, ""],
-    points: Float[Array, "p 2"],
-    groups: int,
+    points: Float[Array | np.ndarray, "p 2"],
+    groups: Groups,
     *,
+    capacity: int | None = None,
     start: Start = "kmeans++",
     restarts: int = 3,
     iterations: int = 50,
@@ -119,13 +132,31 @@ def kmeans(
 ) -> Fit:
     """The best of ``restarts`` runs of the EM on points (min, max); the ``quantile`` start is deterministic, one run.
 
+    Arrays are as long as ``capacity`` (``groups`` unless given), so that all numbers of groups up to it share one
+    executable; centres that are not used are infinite.
     With ``distance="absolute"`` the mean is not the minimiser and the objective need not fall at every step.
     """
-    starts = quantile_start(points, groups)[None]
+    if capacity is None:
+        capacity = int(groups)
+    return _kmeans(key, jnp.asarray(points), jnp.int32(groups), capacity, start, restarts, iterations, distance)
+
+
+@partial(jax.jit, static_argnums=range(3, 8))
+def _kmeans(
+    key: Key[Array, ""],
+    points: Float[Array, "p 2"],
+    groups: Int[Array, ""],
+    capacity: int,
+    start: Start,
+    restarts: int,
+    iterations: int,
+    distance: Distance,
+) -> Fit:
+    starts = quantile_start(points, groups, capacity)[None]
     if start == "kmeans++":
-        drawn = jax.vmap(lambda k: plus_plus_start(k, points, groups))(jax.random.split(key, restarts))
+        drawn = jax.vmap(lambda k: plus_plus_start(k, points, groups, capacity))(jax.random.split(key, restarts))
         starts = jnp.concatenate([starts, drawn])
-    centres, group, history = jax.vmap(lambda s: lloyd(points, s, iterations, distance))(starts)
+    centres, group, history = jax.vmap(lambda s: lloyd(points, s, iterations, distance, groups))(starts)
     reached = history[:, -1]
     best = 0 if start == "quantile" else 1 + reached[1:].argmin()
     return Fit(centres[best], group[best], reached[best], history[best], reached[0])

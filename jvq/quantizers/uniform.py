@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from jvq.core import axes, ranges
 from jvq.core.errors import nearest
-from jvq.core.quantizer import Codes, State
+from jvq.core.quantizer import Codes, Overhead, State
 from jvq.core.rounding import fake_quantize, uniform_codes
 
 Range = Literal["max", "percentile", "mse"]
@@ -44,6 +44,8 @@ class Uniform:
     zero_point: ranges.ZeroPoint = "extend"
     values: int = 2**20  # of an activation, percentiles and errors look at about this many values: an approximation
 
+    traced: ClassVar[tuple[str, ...]] = ("bits",)
+
     def check(self, letters: str, shape: tuple[int, ...]) -> None:
         check_bits(self.bits, 2 if self.symmetric else 1)
         check_choice("range", self.range, RANGES)
@@ -70,8 +72,8 @@ class Uniform:
         scale, zero = self._expanded(state, letters)
         return integers(x, scale, zero, state["levels"])
 
-    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> int:
-        return 0  # the scales are known beforehand and factor out of the product
+    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> Overhead:
+        return Overhead()  # the scales are known beforehand and factor out of the product
 
     def _expanded(self, state: State, letters: str) -> tuple[jax.Array, jax.Array]:
         kept = axes.ordered(self.keep, letters)
@@ -136,11 +138,11 @@ class Dynamic:
         scale, zero = self._ranges(state, x, letters)
         return integers(x, scale, zero, state["levels"])
 
-    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> int:
+    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> Overhead:
         size = dict(zip(letters, shape, strict=True))
         find = beta * math.prod(shape) * (1 if self.nonnegative else 2)
         parts = math.prod(size[a] for a in self.keep if a in contracted)
-        return find + beta * (parts - 1) * product
+        return Overhead(find, add=beta * (parts - 1) * product)
 
     def _ranges(self, state: State, x: jax.Array, letters: str) -> tuple[jax.Array, jax.Array]:
         x = jax.lax.stop_gradient(x)

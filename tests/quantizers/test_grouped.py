@@ -594,9 +594,9 @@ def extra(size, groups, beta, *, partial=True):
     """The overhead of 12 blocks, composed from the sites; without partial sums where asked."""
     width, heads = SIZES[size]
     linear, row = Grouped(groups=groups), Grouped(groups=groups, along="hq", nonnegative=True)
-    total = row.overhead("hqk", (heads, N, N), "k", N * width, beta)
+    total = row.overhead("hqk", (heads, N, N), "k", N * width, beta).total
     for _, i, o in LINEARS:
-        total += linear.overhead("nd", (N, i * width), "d" if partial else "", N * o * width, beta)
+        total += linear.overhead("nd", (N, i * width), "d" if partial else "", N * o * width, beta).total
     return 12 * total
 
 
@@ -624,13 +624,15 @@ def test_the_overhead_table(size, bits, beta, percent, partial):
 def test_one_group_costs_minima_maxima_and_assignment_alone():
     """Spec 8.25: no partial sum with one group; linear in G - 1 beyond; none for rows."""
     c, d, beta = 64, 96, 16
-    cost = [Grouped(groups=g).overhead("nd", (N, c), "d", N * d, beta) for g in (1, 2, 5)]
+    cost = [Grouped(groups=g).overhead("nd", (N, c), "d", N * d, beta).total for g in (1, 2, 5)]
     assert cost[0] == 2 * beta * N * c + c * (3 * beta + 2 * beta**2)
     assign = c * (3 * beta + 2 * beta**2)
     assert cost[1] - cost[0] == beta * N * d + assign
     assert cost[2] - cost[0] == 4 * (beta * N * d + assign)
-    rows = [Grouped(groups=g, along="hq", nonnegative=True).overhead("hqk", (3, N, N), "k", N * c, 16) for g in (1, 9)]
+    rows = [
+        Grouped(groups=g, along="hq", nonnegative=True).overhead("hqk", (3, N, N), "k", N * c, 16).total for g in (1, 9)
+    ]
     assert rows == [16 * 3 * N * N + 16 * 3 * N * g for g in (1, 9)]
-    assert Grouped(groups=9, along="q", nonnegative=True).overhead("hqk", (3, N, N), "k", N * c, 16) == (
+    assert Grouped(groups=9, along="q", nonnegative=True).overhead("hqk", (3, N, N), "k", N * c, 16).total == (
         16 * 3 * N * N + 16 * N * 9
     )

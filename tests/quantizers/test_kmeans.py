@@ -11,7 +11,7 @@ POINTS, GROUPS = 200, 5
 
 lloyd = jax.jit(kmeans.lloyd, static_argnums=(2, 3))
 assign = jax.jit(kmeans.assign, static_argnums=2)
-starts = jax.jit(jax.vmap(kmeans.plus_plus_start, (0, None, None)), static_argnums=2)
+starts = jax.jit(jax.vmap(kmeans.plus_plus_start, (0, None, None, None)), static_argnums=3)
 
 
 def sizes(points, centres, distance="squared"):
@@ -169,7 +169,7 @@ def test_the_best_restart_is_kept_and_its_objective_is_true(points):
     np.testing.assert_allclose(fit.objective, d.min(axis=1).sum(), rtol=1e-5)
     np.testing.assert_allclose(fit.history[-1], fit.objective)
     keys = jax.random.split(jax.random.key(0), 3)
-    reached = [numpy_lloyd(points, np.asarray(s), 50)[2][-1] for s in starts(keys, points, GROUPS)]
+    reached = [numpy_lloyd(points, np.asarray(s), 50)[2][-1] for s in starts(keys, points, GROUPS, GROUPS)]
     assert max(reached) > 1.01 * min(reached)  # starts do matter here
     np.testing.assert_allclose(fit.objective, min(reached), rtol=1e-4)
 
@@ -177,7 +177,7 @@ def test_the_best_restart_is_kept_and_its_objective_is_true(points):
 def test_the_quantile_start_is_the_mean_of_equal_chunks_by_range(points):
     order = np.argsort(points[:, 1] - points[:, 0], kind="stable")
     want = np.stack([points[chunk].astype(np.float64).mean(axis=0) for chunk in order.reshape(GROUPS, -1)])
-    np.testing.assert_allclose(kmeans.quantile_start(jnp.asarray(points), GROUPS), want, atol=1e-5)
+    np.testing.assert_allclose(kmeans.quantile_start(jnp.asarray(points), GROUPS, GROUPS), want, atol=1e-5)
     fit = kmeans.kmeans(jax.random.key(0), points, GROUPS, start="quantile")
     centres, group, history = numpy_lloyd(points, want, 50)
     np.testing.assert_allclose(fit.centres, centres, atol=1e-4)
@@ -188,7 +188,7 @@ def test_the_quantile_start_is_the_mean_of_equal_chunks_by_range(points):
 
 
 def test_plus_plus_draws_distinct_points(points):
-    drawn = np.asarray(starts(jax.random.split(jax.random.key(0), 64), points, GROUPS))
+    drawn = np.asarray(starts(jax.random.split(jax.random.key(0), 64), points, GROUPS, GROUPS))
     for centres in drawn:
         assert all((points == c).all(axis=1).any() for c in centres)
         assert len({tuple(c) for c in centres}) == GROUPS
@@ -198,7 +198,7 @@ def test_plus_plus_draws_distinct_points(points):
 def test_plus_plus_draws_by_squared_distance():
     """From (0, 0) the points at 1, 2 and 3 come second with chances 1, 4 and 9 in 14."""
     points = np.array([[0.0, 0.0]] * 97 + [[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]], np.float32)
-    drawn = np.asarray(starts(jax.random.split(jax.random.key(1), 6000), points, 2))
+    drawn = np.asarray(starts(jax.random.split(jax.random.key(1), 6000), points, 2, 2))
     second = drawn[(drawn[:, 0] == 0).all(axis=1)][:, 1]
     share = [(np.abs(second).sum(axis=1) == k).mean() for k in (1, 2, 3)]
     np.testing.assert_allclose(share, [1 / 14, 4 / 14, 9 / 14], atol=0.025)
@@ -228,3 +228,16 @@ def test_a_group_that_lost_its_points_restarts_at_the_farthest_one(points):
     once, _, _ = lloyd(points, start, 1, "squared")
     farthest = points[sizes(points, start).min(axis=1).argmax()]
     np.testing.assert_array_equal(np.asarray(once)[:2], [farthest, farthest])
+
+
+@pytest.mark.parametrize("start", kmeans.STARTS)
+def test_a_capacity_changes_nothing_and_numbers_of_groups_share_an_executable(points, start):
+    before = kmeans._kmeans._cache_size()
+    for groups in (1, 3, GROUPS):
+        padded = kmeans.kmeans(jax.random.key(0), points, groups, capacity=7, start=start)
+        assert np.isinf(padded.centres[groups:]).all()
+        fit = kmeans.kmeans(jax.random.key(0), points, groups, start=start)
+        np.testing.assert_array_equal(padded.group, fit.group)
+        np.testing.assert_allclose(padded.centres[:groups], fit.centres, rtol=1e-5)
+        np.testing.assert_allclose(padded.history, fit.history, rtol=1e-5)
+    assert kmeans._kmeans._cache_size() - before <= 4  # one for capacity 7, one for each of the others

@@ -329,8 +329,8 @@ def test_two_more_bits_are_a_sixteenth_of_the_error(data, oracle):
 
 
 def test_overheads_beyond_the_product():
-    assert Uniform(keep="d").overhead("nd", (50, 64), "d", 50 * 96, 16) == 0
-    channels = Dynamic(keep="bd").overhead("nd", (50, 64), "d", 50 * 96, 16)
+    assert Uniform(keep="d").overhead("nd", (50, 64), "d", 50 * 96, 16).total == 0
+    channels = Dynamic(keep="bd").overhead("nd", (50, 64), "d", 50 * 96, 16).total
     assert channels == 2 * 16 * 50 * 64 + 16 * 63 * 50 * 96  # minima and maxima; a partial sum per channel
-    assert Dynamic(keep="bn").overhead("nd", (50, 64), "d", 50 * 96, 16) == 2 * 16 * 50 * 64
-    assert Dynamic(keep="bhq", nonnegative=True).overhead("hqk", (2, 20, 20), "k", 20 * 8, 16) == 16 * 2 * 20 * 20
+    assert Dynamic(keep="bn").overhead("nd", (50, 64), "d", 50 * 96, 16).total == 2 * 16 * 50 * 64
+    assert Dynamic(keep="bhq", nonnegative=True).overhead("hqk", (2, 20, 20), "k", 20 * 8, 16).total == 16 * 2 * 20 * 20

@@ -1,0 +1,73 @@
+"""What a long computation has found so far, kept in a file: it goes on where it was interrupted."""
+
+import hashlib
+import json
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def fingerprint(*things: Any) -> str:
+    """A short digest of arrays and of whatever ``repr`` tells apart, in trees."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(things):
+        if hasattr(leaf, "dtype"):
+            leaf = np.ascontiguousarray(leaf)
+            digest.update(f"{leaf.dtype} {leaf.shape}".encode())
+            digest.update(leaf.tobytes())
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()[:16]
+
+
+class Journal(MutableMapping[str, Any]):
+    """A mapping of JSON values, each on disk (a line of JSON) before the assignment returns.
+
+    A file of another ``fingerprint`` is of another computation and is replaced. A last line that was cut off by an
+    interruption is dropped.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path = path
+        self.values_: dict[str, Any] = {}
+        head, lines = json.dumps({"fingerprint": fingerprint}), _lines(path)
+        if lines[:1] == [head]:
+            for line in lines[1:]:
+                self.values_.update(json.loads(line))
+        with path.open("w") as file:
+            file.write("".join(f"{line}\n" for line in (head, *(json.dumps({k: v}) for k, v in self.values_.items()))))
+        self.resumed = len(self.values_)  #: values found in the file
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values_[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({key: value}) + "\n")
+        self.values_[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError("a journal only grows")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_)
+
+    def __len__(self) -> int:
+        return len(self.values_)
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of the file, none where there is none; up to the first that is not JSON."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            json.loads(line)
+        except ValueError:
+            break
+        found.append(line)
+    return found

@@ -1,0 +1,130 @@
+"""How far predictions move when one operand is quantised: IGQ-ViT's perturbation metric (eq. 9), for many candidates.
+
+One compiled function serves every operand and every candidate: which operand it is, and its candidate's state, are
+arguments. Products in front of that operand are not computed again but taken from a recording; what a model computes
+between its products (norms, softmax, GELU) is.
+"""
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jvq.core import axes
+from jvq.core.calibrate import Track, silent
+from jvq.core.dot import PRODUCT, float_dot, packed_dot, quantized, recording
+from jvq.core.quantizer import Quantizer, State
+from jvq.core.recipe import Forward, Plan, Sites
+
+Journal = MutableMapping[str, list[float]]
+"""What is known already, by a key; what is found is put into it at once."""
+
+
+def sweep(
+    forward: Forward,
+    params: Any,
+    images: np.ndarray,
+    candidates: Mapping[str, Sequence[Quantizer]],
+    states: Mapping[str, Sequence[State]],
+    known: Sites,
+    *,
+    base: tuple[Plan, Mapping[str, State]] = ({}, {}),
+    memory: int = 2**30,
+    track: Track = silent,
+    journal: Journal | None = None,
+) -> dict[str, list[float]]:
+    """By address the divergence (nats) that each candidate causes alone, mean over float images [b y x c].
+
+    ``states`` are the candidates' own; those of one address differ in their arrays' values only. ``base`` is what the
+    rest of the model is quantised with (nothing: float), the reference is always the float model. Recorded products
+    stay below about ``memory`` bytes. What ``journal`` holds already is not computed again.
+    """
+    journal = {} if journal is None else journal
+    plan, rest = base
+    order = {site: i for i, site in enumerate(dict.fromkeys(o.site for o in known.values()))}
+    number = {address: i for i, address in enumerate(candidates)}
+
+    @jax.jit
+    def record(params: Any, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The float model's predictions, and the products of the model under ``base``."""
+        tape: dict[str, jax.Array] = {}
+        forward(params, x, recording(tape, _is_product, packed_dot(quantized(plan, rest))))
+        return forward(params, x, packed_dot()), tape
+
+    @jax.jit
+    def probe(
+        params: Any,
+        x: jax.Array,
+        reference: jax.Array,
+        tape: Mapping[str, jax.Array],
+        at: Int[Array, ""],
+        start: Int[Array, ""],
+        state: State,
+    ) -> Float[Array, " b"]:
+        def through(address: str, value: jax.Array, letters: str) -> jax.Array:
+            def usual() -> jax.Array:
+                return plan[address].apply(rest[address], value, letters) if address in plan else value
+
+            def changed() -> jax.Array:
+                return candidates[address][0].apply(state, value, letters)
+
+            return jax.lax.cond(at == number[address], changed, usual) if address in number else usual()
+
+        def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
+            letters, _ = axes.split(equation)
+
+            def compute() -> jax.Array:
+                pairs = zip(operands.items(), letters, strict=True)
+                return float_dot(site, equation, **{r: through(f"{site}.{r}", x, axis) for (r, x), axis in pairs})
+
+            return jax.lax.cond(order[site] < start, lambda: tape[f"{site}.{PRODUCT}"], compute)
+
+        return divergence(reference, forward(params, x, packed_dot(dot)))
+
+    size = max(1, memory // max(1, _product_bytes(known)))
+    batches = [images[i : i + size] for i in range(0, len(images), size)]
+    sums = {address: np.zeros(len(quantizers)) for address, quantizers in candidates.items()}
+    for i, batch in enumerate(batches):
+        x, recorded = jnp.asarray(batch), None
+        text = "sensitivity" if len(batches) == 1 else f"sensitivity, images {i + 1} of {len(batches)}"
+        for address in track(list(candidates), text):
+            key = f"{address} {i}/{len(batches)}"
+            if key not in journal:
+                recorded = recorded or record(params, x)
+                place = jnp.int32(number[address]), jnp.int32(order[known[address].site])
+                found = [probe(params, x, *recorded, *place, state) for state in states[address]]
+                journal[key] = [float(d.sum()) for d in jax.device_get(found)]
+            sums[address] += journal[key]
+    return {address: (total / len(images)).tolist() for address, total in sums.items()}
+
+
+def _is_product(address: str) -> bool:
+    return address.endswith(f".{PRODUCT}")
+
+
+def _product_bytes(known: Sites) -> int:
+    """Bytes of all products of one image, float32."""
+    return 4 * sum({o.site: int(np.prod(o.product)) for o in known.values()}.values())
+
+
+def divergence(reference: Float[Array, "b ..."], got: Float[Array, "b ..."]) -> Float[Array, " b"]:
+    """KL(reference || got) of each image's predictions, nats, float32.
+
+    Logits [b o] are distributions over classes. Maps [b y x] of values in 0..1 are a yes or no in every pixel, and
+    their divergence is the mean over the pixels.
+    """
+    if reference.ndim == 2:
+        log_p, log_q = (jax.nn.log_softmax(logits.astype(jnp.float32)) for logits in (reference, got))
+        return _kl(log_p, log_q).sum(axis=-1)
+    p, q = (jnp.clip(maps.astype(jnp.float32), 1e-6, 1 - 1e-6) for maps in (reference, got))
+    each = _kl(jnp.log(p), jnp.log(q)) + _kl(jnp.log1p(-p), jnp.log1p(-q))
+    return each.mean(axis=tuple(range(1, each.ndim)))
+
+
+def _kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """``p log(p / q) + q - p``: sums like KL, as both sum to 1, but no term is negative and small ones stay exact."""
+    d = log_q - log_p
+    return jnp.exp(log_p) * (jnp.expm1(d) - d)

@@ -1,0 +1,75 @@
+"""A run that quantises: every row fitted, frozen and evaluated; the method's own sites measured."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from jvq import accounting, evaluate_maps
+from jvq.config import Run
+from jvq.core.calibrate import Fitted
+from jvq.data import sample
+from jvq.opening import data_of, described, first, opened, warnings_of
+from jvq.report import Console
+from jvq.rows import Frozen, apart, draw, float_row, plans, scored, site_table, task_of
+from jvq.stages import Stages
+
+SITE_IMAGES = 64  #: images on which the error of every site is measured, the first of the evaluated ones
+
+
+def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
+    """The report's parts."""
+    stages = Stages()
+    console.say(f"loading {cfg.weights} and {cfg.data.name} ...")
+    with stages.stage("load"):
+        checkpoint, loader, train = opened(cfg)
+        known, compared = plans(cfg, checkpoint)
+        drawn = sample(train, loader.preprocess, cfg.data.calibration, cfg.seed)
+    with stages.stage("evaluate"):
+        reference, plain = float_row(checkpoint, known, loader, console)
+    forward, params, table = checkpoint.model.forward, checkpoint.params, [plain]
+    task, outputs = task_of(checkpoint.model), {"float": reference}
+    batch = jnp.asarray(next(iter(loader))["image"])
+    main, fitted, difference = compared[0], Fitted({}, {}), 0.0
+    for row in compared:
+        with stages.stage("fit"):
+            console.say(f"{row.name}: fitting {len(row.plan)} quantisers on {len(drawn.images)} images")
+            journal = row.journal(workdir, params, drawn.images)
+            if journal is not None and journal.resumed:
+                console.say(f"{row.name}: {journal.resumed} measurements taken from {journal.path}")
+            fit = row.method.fit(
+                row.options, forward, params, drawn.images, row.plan, known, track=console.track, journal=journal
+            )
+            row = row.planned(fit.plan)
+        with stages.stage("freeze"):
+            packed = Frozen.of(checkpoint, row.plan, fit.qstate, known)
+        with stages.stage("evaluate"):
+            line, outputs[row.name] = scored(row, packed, known, loader, reference, console)
+            table.append(line)
+        if row.name == cfg.method_name:
+            main, fitted = row, fit
+            with stages.stage("check"):  # that packing changes nothing
+                difference = apart(packed(batch), task.runner(forward, row.plan)(params, fit.qstate, batch))
+    console.say(f"measuring every site of {main.name} ...")
+    with stages.stage("sites"):
+        found = site_table(main, fitted.qstate, checkpoint, known, first(loader, SITE_IMAGES))
+    notes = dict(fitted.notes)
+    if task is evaluate_maps:
+        draw(workdir / "maps.png", outputs, loader)
+    return {
+        "seconds": stages.seconds,
+        "method": cfg.method_name,
+        "model": described(checkpoint, cfg.weights),
+        "data": data_of(cfg, loader, len(reference[0])),
+        "protocol": main.method.protocol(main.options)
+        | {
+            "rules": cfg.rules or "none",
+            "calibration": f"{len(drawn.images)} images of {train.name} ({cfg.data.train}), drawn by seed {cfg.seed}",
+            "packed against fake quantisation": f"largest difference of outputs {difference:.1e}",
+        },
+        "bops_formula": accounting.FORMULA,
+        "rows": table,
+        "sites": found,
+        "warnings": [*warnings_of(loader), *notes.pop("warnings", [])],
+        **notes,
+    }

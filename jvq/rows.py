@@ -1,0 +1,155 @@
+"""The rows that a run compares: methods with their plans, packed models, and what is measured of them."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvq import accounting, evaluate, evaluate_maps
+from jvq.config import Run
+from jvq.core.freeze import freeze
+from jvq.core.quantizer import Quantizer, State
+from jvq.core.recipe import Sites, matching, resolve, sites
+from jvq.data import Loader
+from jvq.journal import Journal, fingerprint
+from jvq.methods import METHODS
+from jvq.methods.minmax import FLOAT
+from jvq.models import Model
+from jvq.models.weights import Checkpoint
+from jvq.opening import first
+from jvq.report import Console, draw_maps
+
+TASKS: dict[str, Any] = {"logits": evaluate, "map": evaluate_maps}  #: what a model gives, and what evaluates that
+PICTURED = 6  #: images whose maps are drawn, evenly spaced
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table: a method with its options, and its plan."""
+
+    name: str
+    method: Any  # module of jvq.methods
+    options: Any
+    plan: Mapping[str, Quantizer]
+
+    def planned(self, plan: Mapping[str, Quantizer]) -> "Row":
+        """The row with the plan that fitting made of its own."""
+        return dataclasses.replace(self, plan=plan)
+
+    def journal(self, workdir: Path, params: Any, images: np.ndarray) -> Journal | None:
+        """Where fitting keeps what takes it long, to go on after an interruption; None where it takes no time."""
+        if self.method.calibrates(self.options):
+            return None
+        plan = {a: repr(q) for a, q in self.plan.items()}
+        return Journal(workdir / f"{self.name}.jsonl", fingerprint(params, images, plan, repr(self.options)))
+
+
+def plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, list[Row]]:
+    """The model's operands, and the rows that this run compares, each with its resolved plan."""
+    known = sites(checkpoint.model.forward, checkpoint.params, checkpoint.model.image)
+    wanted = {cfg.method_name: (cfg.method_name, cfg.method), **METHODS[cfg.method_name].baselines(cfg.method)}
+    wanted |= cfg.rows
+    rows = [
+        Row(name, METHODS[kind], options, planned(kind, options, cfg.rules, known))
+        for name, (kind, options) in wanted.items()
+    ]
+    order = ["minmax", cfg.method_name]
+    return known, sorted(rows, key=lambda row: order.index(row.name) if row.name in order else len(order))
+
+
+def planned(kind: str, options: Any, rules: str, known: Sites) -> dict[str, Quantizer]:
+    """The plan of a method, with the run's ``rules`` ("pattern=bits,pattern=float") laid over its recipe."""
+    recipe = list(METHODS[kind].recipe(options, known))
+    for rule in filter(None, (part.strip() for part in rules.split(","))):
+        pattern, equals, width = rule.rpartition("=")
+        if not equals or not (width == "float" or (width.isascii() and width.isdigit())):
+            raise ValueError(f"rules: '{rule}' must read 'pattern=bits' or 'pattern=float'")
+        chosen = {a: q for p, q in recipe for a in matching(p, known)}
+        for address in matching(pattern, known):
+            old = chosen.get(address)
+            if width == "float" or int(width) == FLOAT:
+                recipe.append((address, None))
+            elif old is None:
+                raise ValueError(f"rules: '{rule}': {address} is float in method '{kind}', it has no bits to change")
+            else:
+                recipe.append((address, dataclasses.replace(old, bits=int(width))))  # type: ignore[type-var]
+    return resolve(recipe, known)
+
+
+def task_of(model: Model) -> Any:
+    """The module that evaluates what the model gives: ``runner``, ``predict`` and ``score``, and their types."""
+    return TASKS[getattr(model.spec, "output", "logits")]
+
+
+def draw(path: Path, outputs: Mapping[str, Any], loader: Loader) -> None:
+    """A picture of the maps of some images, evenly spaced, as each row's model makes them."""
+    count = len(outputs["float"].maps)
+    some = np.arange(0, count, -(-count // PICTURED))
+    made, seen = loader.preprocess, first(loader, count)[some]
+    images = seen * np.asarray(made.std, np.float32) + np.asarray(made.mean, np.float32)
+    draw_maps(path, images, {name: got.maps[some] for name, got in outputs.items()})
+
+
+def float_row(checkpoint: Checkpoint, known: Sites, loader: Loader, console: Console) -> tuple[Any, dict[str, Any]]:
+    task = task_of(checkpoint.model)
+    run = task.runner(checkpoint.model.forward, {})
+    reference = task.predict(lambda x: run(checkpoint.params, {}, x), loader, "evaluating float", track=console.track)
+    got = task.score(reference, reference)
+    size = accounting.tree_bytes(checkpoint.params)
+    return reference, {"name": "float", **got._asdict(), "bytes": size, "bops": accounting.bops(known, {})}
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """A model with packed weights, ready to run: ``frozen(images [b y x c]) -> outputs``."""
+
+    params: Any
+    qstate: Mapping[str, State]
+    run: Any
+    task: Any
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, plan: Mapping[str, Quantizer], qstate: Any, known: Sites) -> "Frozen":
+        """The checkpoint under a plan."""
+        params, rest, state = freeze(checkpoint.params, plan, qstate, known)
+        task = task_of(checkpoint.model)
+        return cls(params, state, task.runner(checkpoint.model.forward, rest), task)
+
+    def __call__(self, images: jax.Array) -> Any:
+        return self.run(self.params, self.qstate, images)
+
+
+def scored(
+    row: Row, frozen: Frozen, known: Sites, loader: Loader, reference: Any, console: Console
+) -> tuple[dict[str, Any], Any]:
+    """The table's line of a method, evaluated with its weights packed, and what the model gave."""
+    got = frozen.task.predict(frozen, loader, f"evaluating {row.name}", track=console.track)
+    costs = {"bytes": accounting.tree_bytes(frozen.params, frozen.qstate), "bops": accounting.bops(known, row.plan)}
+    return {"name": row.name, **frozen.task.score(reference, got)._asdict(), **costs}, got
+
+
+def apart(a: Any, b: Any) -> float:
+    """The largest difference of two outputs."""
+    return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def site_table(
+    row: Row, qstate: Mapping[str, State], checkpoint: Checkpoint, known: Sites, images: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    letters = {address: o.letters for address, o in known.items()}
+    forward = checkpoint.model.forward
+    errors = evaluate.site_errors(forward, checkpoint.params, row.plan, qstate, letters, images)
+    return {
+        address: {
+            "quantizer": type(q).__name__,
+            "letters": known[address].letters,
+            "bits": q.bits,
+            "groups": getattr(q, "groups", None),
+            "relative_error": errors[address],
+        }
+        for address, q in row.plan.items()
+    }

@@ -1,0 +1,114 @@
+"""A run that trains a float model, and evaluates it."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvq import accounting
+from jvq.config import Run
+from jvq.core.recipe import sites
+from jvq.data import Preprocess, open_source, train_batches
+from jvq.data.augment import flip_and_shift
+from jvq.methods import METHODS, supervised
+from jvq.models import Model, build
+from jvq.models.weights import Checkpoint, open_weights, save
+from jvq.opening import data_of, described, fits, loader_of, warnings_of
+from jvq.report import Console
+from jvq.rows import float_row
+from jvq.stages import Stages
+
+WEIGHTS = "weights.safetensors"  #: what training writes
+
+
+def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
+    """Trains a float model from scratch and writes ``weights.safetensors`` and ``metrics.jsonl``."""
+    stages, options = Stages(), cfg.method
+    console.say(f"loading {cfg.data.name} ...")
+    with stages.stage("load"):
+        spec = {name: value for name, value in cfg.model.items() if name != "architecture"}
+        model = build(cfg.model.get("architecture", "vit"), spec)
+        preprocess = _preprocess(cfg.preprocess)
+        train = open_source(cfg.data.name, cfg.data.train, cfg.data.dir)
+        test = open_source(cfg.data.name, cfg.data.test, cfg.data.dir)
+        fits(train, model, preprocess, training=True)
+        fits(test, model, preprocess)
+        loader = loader_of(cfg, test, preprocess)
+        teacher = _teacher(options, model, preprocess)
+        init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
+        params = model.init(init_key)
+    log = workdir / "metrics.jsonl"
+    log.unlink(missing_ok=True)
+    steps = options.schedule(len(train)).steps
+    with stages.stage("train"), console.steps(steps, f"training {options.epochs} epochs") as bar:
+        images = getattr(train, "images", None)  # in memory: gathered as they are where nothing has to be resized
+        crop = None if images is not None and preprocess.is_arithmetic(images.shape[1:]) else preprocess
+        stream = train_batches(train, options.batch, cfg.seed, options.epochs, crop)
+        prepare = _prepare(preprocess, options)
+        params = supervised.train(
+            options,
+            model.heads,
+            params,
+            stream,
+            prepare,
+            len(train),
+            train_key,
+            teacher=teacher,
+            log=log,
+            on_step=bar.at,
+        )
+    notes = {"command": f"configs/{cfg.name}.py", "seed": cfg.seed, "data": cfg.data.name}
+    checkpoint = Checkpoint(model, params, preprocess.to_dict(), notes)
+    save(checkpoint, workdir / WEIGHTS)  # before anything else can fail
+    with stages.stage("evaluate"):
+        known = sites(model.forward, params, model.image)
+        reference, row = float_row(checkpoint, known, loader, console)
+    save(dataclasses.replace(checkpoint, notes={**notes, "top1": row["top1"]}), workdir / WEIGHTS)
+    return {
+        "seconds": stages.seconds,
+        "method": cfg.method_name,
+        "model": described(checkpoint, cfg.name),
+        "data": data_of(cfg, loader, len(reference[0])),
+        "protocol": METHODS[cfg.method_name].protocol(options),
+        "bops_formula": accounting.FORMULA,
+        "rows": [row],
+        "sites": {},
+        "warnings": warnings_of(loader),
+    }
+
+
+def _teacher(options: Any, model: Model, preprocess: Preprocess) -> Any:
+    """``teacher(images [b y x c]) -> logits [b o]`` of the weights that the options name, or None."""
+    if not options.teacher:
+        return None
+    known = open_weights(options.teacher)
+    name, spec = f"method.teacher '{options.teacher}'", known.model.spec
+    if Preprocess.from_dict(known.preprocess) != preprocess:
+        raise ValueError(f"{name} sees images prepared by {known.preprocess}, the student by {preprocess.to_dict()}")
+    if spec.classes != model.spec.classes:
+        raise ValueError(f"{name} knows {spec.classes} classes, the student {model.spec.classes}")
+    return lambda images: known.model.forward(known.params, images)
+
+
+def _preprocess(fields: Mapping[str, Any]) -> Preprocess:
+    """The config's preprocessing; ``ValueError`` where a field has the wrong type."""
+    try:
+        return Preprocess.from_dict(fields)
+    except TypeError as error:
+        raise ValueError(f"config: preprocess cannot be read: {error}") from None
+
+
+def _prepare(preprocess: Preprocess, options: Any) -> Any:
+    """``prepare(key, uint8 images [b y x c])``: augmented and normalised, for use inside a jitted step."""
+    mean = np.asarray(preprocess.mean, np.float32).reshape(1, 1, 1, -1)
+    std = np.asarray(preprocess.std, np.float32).reshape(1, 1, 1, -1)
+
+    def prepare(key: jax.Array, images: jax.Array) -> jax.Array:
+        moved = flip_and_shift(key, images, options.shift).astype(jnp.float32)
+        return (moved / 255.0 - mean) / std
+
+    return prepare
