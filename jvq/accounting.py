@@ -3,9 +3,15 @@
 Bit-operations (BOPs) of one image (spec of IGQ-ViT, section 2.6; base formula of Shift-and-Sum)::
 
     base     = MACs * bits(left operand) * bits(right operand)        a float operand counts 32 bits
-    overhead = what the quantisers do at run time: minima and maxima, assignment, partial sums (their ``overhead``)
+    overhead = what the quantisers do at run time (their ``overhead``), for N tokens, C inputs, D outputs, G groups:
+      find     minima and maxima           2 beta N C of a linear input,         beta H N**2 of an attention map
+      choose   each index's nearest group  C G (3 beta + 2 beta**2),             beta H N G
+      add      the groups' partial sums    beta (G - 1) N D,                     0: a row's scale factors out of the sum
 
 A floating-point addition or comparison costs ``beta`` BOPs, 16 by default.
+
+Bytes are those of the arrays: packed weights (bits / 8 a weight, rounded up per output channel), their scales and zero
+points, float parameters, and the state of the activations' quantisers.
 """
 
 import math
@@ -77,6 +83,12 @@ def total(table: Mapping[str, Cost]) -> Cost:
     """The sum over the sites."""
     overhead = Overhead(*(sum(part) for part in zip(*(cost.overhead for cost in table.values()), strict=True)))
     return Cost(sum(c.macs for c in table.values()), sum(c.base for c in table.values()), overhead)
+
+
+def spent(known: Sites, plan: Plan, beta: int = BETA) -> dict[str, Any]:
+    """What a row of a report says of its cost: ``bops`` of one image, and under ``cost`` what they are made of."""
+    whole = total(costs(known, plan, beta))
+    return {"bops": whole.bops, "cost": {"macs": whole.macs, "base": whole.base, **whole.overhead._asdict()}}
 
 
 def tree_bytes(params: Any, qstate: Mapping[str, State] | None = None) -> int:

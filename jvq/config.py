@@ -52,6 +52,7 @@ class Run:
     rows: Mapping[str, tuple[str, Any]] = dataclasses.field(default_factory=dict)  # more rows: method, its Options
     widths: str = ""  # "W8A8,W4A4": all of these instead of the method's bits, in one table (jvq.sweep)
     seeds: int = 1  # calibration sets, drawn by seed, seed + 1, ...: means and spreads over them (jvq.sweep)
+    order: str = ""  # "minmax<igq<igq_12": rows from worse to better, tested in pairs at every width (jvq.sweep)
 
     def __post_init__(self) -> None:
         _least(1, "resolution", self.resolution)
@@ -74,6 +75,7 @@ def config(
     rows: Mapping[str, Mapping[str, Any]] | None = None,
     widths: str = "",
     seeds: int = 1,
+    order: str = "",
     **options: Any,
 ) -> ml_collections.ConfigDict:
     """A ConfigDict that shows every option of the method and the data, so that each can be overridden.
@@ -98,6 +100,7 @@ def config(
             "rows": {label: dict(row) for label, row in (rows or {}).items()},
             "widths": widths,
             "seeds": seeds,
+            "order": order,
         }
     )
 

@@ -65,9 +65,21 @@ def score(reference: Predictions, got: Predictions) -> Score:
     known = got.labels >= 0
     right = got.logits.argmax(axis=1) == got.labels
     same = got.logits.argmax(axis=1) == reference.logits.argmax(axis=1)
+    top1 = float(right[known].mean()) if known.any() else None
+    return Score(top1, float(same.mean()), float(divergences(reference, got).mean()))
+
+
+def images(reference: Predictions, got: Predictions) -> dict[str, Float[np.ndarray, " n"]]:
+    """What ``score`` averages, image by image, larger is worse: ``wrong`` (where labels are known), ``kl``."""
+    wrong = (got.logits.argmax(axis=1) != got.labels).astype(np.float64)
+    apart = {"kl": divergences(reference, got)}
+    return apart | ({"wrong": wrong} if (got.labels >= 0).all() else {})
+
+
+def divergences(reference: Predictions, got: Predictions) -> Float[np.ndarray, " n"]:
+    """KL(float model || this model) of every image, nats, float64."""
     log_p, log_q = _log_softmax(reference.logits), _log_softmax(got.logits)
-    kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-    return Score(float(right[known].mean()) if known.any() else None, float(same.mean()), float(kl.mean()))
+    return (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
 
 
 def _log_softmax(logits: Float[np.ndarray, "n o"]) -> Float[np.ndarray, "n o"]:
@@ -90,6 +102,23 @@ def site_errors(
 
     found = run(params, dict(qstate), jnp.asarray(images))
     return {address: float(found[address]) for address in plan}
+
+
+def group_use(
+    forward: Forward, params: Any, plan: Plan, qstate: Mapping[str, State], letters: Mapping[str, str], images: Any
+) -> dict[str, list[int]]:
+    """Per address whose quantiser has groups, how many channels or rows of the float model's operands choose each."""
+    grouped = {address: q for address, q in plan.items() if hasattr(q, "assignment")}
+
+    @jax.jit
+    def run(params: Any, qstate: Mapping[str, State], images: jax.Array) -> dict[str, jax.Array]:
+        tape: dict[str, jax.Array] = {}
+        forward(params, images, recording(tape, grouped.__contains__))
+        chosen = {a: grouped[a].assignment(qstate[a], x, letters[a]) for a, x in tape.items()}  # type: ignore[attr]
+        return {a: jnp.bincount(group.reshape(-1), length=len(qstate[a]["scale"])) for a, group in chosen.items()}
+
+    found = run(params, dict(qstate), jnp.asarray(images))
+    return {address: found[address].tolist() for address in grouped}
 
 
 def _relative(x: jax.Array, y: jax.Array) -> jax.Array:

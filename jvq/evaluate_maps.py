@@ -83,6 +83,15 @@ def score(reference: Predictions, got: Predictions) -> Score:
     return Score(float(alike.mean()), float(np.median(alike)), float(apart), float(shared), float(error / power))
 
 
+def images(reference: Predictions, got: Predictions) -> dict[str, Float[np.ndarray, " n"]]:
+    """Errors image by image, larger is worse: ``mae`` of the maps, ``nmse`` of the features."""
+    square = tuple(range(1, reference.features.ndim))
+    error = np.square(reference.features.astype(np.float64) - got.features).sum(axis=square)
+    power = np.square(reference.features.astype(np.float64)).sum(axis=square)
+    apart = np.abs(reference.maps.astype(np.float64) - got.maps).mean(axis=(1, 2))
+    return {"mae": apart, "nmse": error / power}
+
+
 def correlations(a: Float[np.ndarray, "n y x"], b: Float[np.ndarray, "n y x"]) -> Float[np.ndarray, " n"]:
     """Pearson's correlation of each pair of maps, float64; 0 where one of them is the same everywhere."""
     a, b = (m.astype(np.float64) - m.mean(axis=(1, 2), keepdims=True, dtype=np.float64) for m in (a, b))

@@ -1,17 +1,22 @@
 """A run that quantises: every row fitted, frozen and evaluated; the method's own sites measured."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
-from jvq import accounting, evaluate_maps
+from jvq import accounting, evaluate, evaluate_maps
 from jvq.config import Run
 from jvq.core.calibrate import Fitted
+from jvq.core.recipe import Sites
 from jvq.data import sample
+from jvq.methods.grouping import grouping, pictured, troubles_of
+from jvq.models.weights import Checkpoint
 from jvq.opening import data_of, described, first, opened, warnings_of
-from jvq.report import Console
-from jvq.rows import Frozen, apart, draw, float_row, plans, scored, site_table, task_of
+from jvq.report import Console, draw_allocation, draw_grouping
+from jvq.rows import Frozen, Row, apart, draw, float_row, plans, scored, site_table, task_of
 from jvq.stages import Stages
 
 SITE_IMAGES = 64  #: images on which the error of every site is measured, the first of the evaluated ones
@@ -30,7 +35,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     forward, params, table = checkpoint.model.forward, checkpoint.params, [plain]
     task, outputs = task_of(checkpoint.model), {"float": reference}
     batch = jnp.asarray(next(iter(loader))["image"])
-    main, fitted, difference = compared[0], Fitted({}, {}), 0.0
+    fits: dict[str, tuple[Row, Fitted]] = {}
     for row in compared:
         with stages.stage("fit"):
             console.say(f"{row.name}: fitting {len(row.plan)} quantisers on {len(drawn.images)} images")
@@ -41,21 +46,28 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
                 row.options, forward, params, drawn.images, row.plan, known, track=console.track, journal=journal
             )
             row = row.planned(fit.plan)
+            fits[row.name] = row, fit
         with stages.stage("freeze"):
             packed = Frozen.of(checkpoint, row.plan, fit.qstate, known)
         with stages.stage("evaluate"):
             line, outputs[row.name] = scored(row, packed, known, loader, reference, console)
             table.append(line)
         if row.name == cfg.method_name:
-            main, fitted = row, fit
             with stages.stage("check"):  # that packing changes nothing
                 difference = apart(packed(batch), task.runner(forward, row.plan)(params, fit.qstate, batch))
-    console.say(f"measuring every site of {main.name} ...")
+    console.say(f"measuring every site of {cfg.method_name} ...")
+    main, fitted = fits[cfg.method_name]
     with stages.stage("sites"):
-        found = site_table(main, fitted.qstate, checkpoint, known, first(loader, SITE_IMAGES))
+        found, troubles = _sites(fits, cfg.method_name, checkpoint, known, first(loader, SITE_IMAGES))
     notes = dict(fitted.notes)
-    if task is evaluate_maps:
-        draw(workdir / "maps.png", outputs, loader)
+    with stages.stage("draw"):
+        if task is evaluate_maps:
+            draw(workdir / "maps.png", outputs, loader)
+        if "allocation" in notes:
+            draw_allocation(workdir / "allocation.png", notes["allocation"])
+        chosen = pictured(main.plan, {address: site["relative_error"] for address, site in found.items()})
+        if chosen:
+            draw_grouping(workdir / "groups.png", grouping(forward, params, drawn.images, main.plan, known, chosen))
     return {
         "seconds": stages.seconds,
         "method": cfg.method_name,
@@ -70,6 +82,24 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         "bops_formula": accounting.FORMULA,
         "rows": table,
         "sites": found,
-        "warnings": [*warnings_of(loader), *notes.pop("warnings", [])],
+        "warnings": [*warnings_of(loader), *troubles, *notes.pop("warnings", [])],
         **notes,
     }
+
+
+def _sites(
+    fits: Mapping[str, tuple[Row, Fitted]], name: str, checkpoint: Checkpoint, known: Sites, images: np.ndarray
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The method's operands with their errors on float operands, and what is wrong with its groups."""
+    row, fit = fits[name]
+    found = site_table(row, fit.qstate, checkpoint, known, images)
+    errors = {address: site["relative_error"] for address, site in found.items()}
+    letters = {address: o.letters for address, o in known.items()}
+    use = evaluate.group_use(checkpoint.model.forward, checkpoint.params, row.plan, fit.qstate, letters, images)
+    if not use:
+        return found, []
+    plain = {}
+    if "minmax" in fits and name != "minmax":
+        beside = site_table(fits["minmax"][0], fits["minmax"][1].qstate, checkpoint, known, images)
+        plain = {address: site["relative_error"] for address, site in beside.items()}
+    return found, troubles_of(fit.qstate, use, errors, plain)

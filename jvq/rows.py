@@ -100,7 +100,7 @@ def float_row(checkpoint: Checkpoint, known: Sites, loader: Loader, console: Con
     reference = task.predict(lambda x: run(checkpoint.params, {}, x), loader, "evaluating float", track=console.track)
     got = task.score(reference, reference)
     size = accounting.tree_bytes(checkpoint.params)
-    return reference, {"name": "float", **got._asdict(), "bytes": size, "bops": accounting.bops(known, {})}
+    return reference, {"name": "float", **got._asdict(), "bytes": size, **accounting.spent(known, {})}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ def scored(
 ) -> tuple[dict[str, Any], Any]:
     """The table's line of a method, evaluated with its weights packed, and what the model gave."""
     got = frozen.task.predict(frozen, loader, f"evaluating {row.name}", track=console.track)
-    costs = {"bytes": accounting.tree_bytes(frozen.params, frozen.qstate), "bops": accounting.bops(known, row.plan)}
+    costs = {"bytes": accounting.tree_bytes(frozen.params, frozen.qstate), **accounting.spent(known, row.plan)}
     return {"name": row.name, **frozen.task.score(reference, got)._asdict(), **costs}, got
 
 

@@ -1,6 +1,7 @@
 """One model at several widths, calibrated on several sets of images: one table of means and spreads."""
 
 import dataclasses
+import itertools
 import re
 import statistics
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jvq import accounting, evaluate_maps, opening, rows
+from jvq import accounting, evaluate_maps, opening, ordering, rows
 from jvq.config import Run
 from jvq.core.calibrate import Fitted, Track, calibrate_all
 from jvq.core.quantizer import State
@@ -25,7 +26,7 @@ Plans = Mapping[tuple[str, str], rows.Row]
 
 def wanted(cfg: Run) -> bool:
     """Whether the config asks for more than one run."""
-    return bool(cfg.widths) or cfg.seeds > 1
+    return bool(cfg.widths or cfg.order) or cfg.seeds > 1
 
 
 def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
@@ -35,12 +36,14 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     with stages.stage("load"):
         checkpoint, loader, train = opening.opened(cfg)
         known, plans = _plans(cfg, checkpoint)
+        chains = ordering.parse(cfg.order, [name for _, name in plans])
     with stages.stage("evaluate"):
         reference, plain = rows.float_row(checkpoint, known, loader, console)
     task = rows.task_of(checkpoint.model)
     runners = {name: task.runner(checkpoint.model.forward, row.plan) for (_, name), row in reversed([*plans.items()])}
     runs: list[dict[str, Any]] = []
     outputs: dict[str, dict[str, Any]] = {}
+    errors: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
         seeded = {key: _seeded(row, seed) for key, row in plans.items()}
         with stages.stage("fit"):
@@ -56,7 +59,9 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
                     track=console.track,
                 )
                 scores = task.score(reference, got)._asdict()
-            runs.append({"width": width, "name": name, "seed": seed, **scores, "bops": accounting.bops(known, plan)})
+                for measure, values in task.images(reference, got).items():
+                    errors.setdefault((width, name), {}).setdefault(measure, []).append(values)
+            runs.append({"width": width, "name": name, "seed": seed, **scores, **accounting.spent(known, plan)})
             console.say(", ".join(f"{key} {value:.4f}" for key, value in scores.items() if value is not None))
             if seed == cfg.seed:
                 outputs.setdefault(width, {"float": reference})[name] = got
@@ -73,6 +78,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         "bops_formula": accounting.FORMULA,
         "rows": [plain, *(_row(runs, key) for key in plans)],
         "runs": runs,
+        "order": _ordered(chains, errors),
         "sites": {},
         "warnings": opening.warnings_of(loader),
     }
@@ -94,12 +100,19 @@ def _plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, dict[tuple[str, str
     known, plans = {}, {}
     own = cfg.method.widths()
     for width, weight_bits, act_bits in widths(cfg.widths) or [(f"W{own[0]}A{own[1]}", *own)]:
-        bits = {"weight_bits": weight_bits, "act_bits": act_bits}
-        others = {name: (kind, dataclasses.replace(options, **bits)) for name, (kind, options) in cfg.rows.items()}
-        at = dataclasses.replace(cfg, method=dataclasses.replace(cfg.method, **bits), rows=others)
+        wanted = (weight_bits, act_bits)
+        others = {name: (kind, _wide(options, own, wanted)) for name, (kind, options) in cfg.rows.items()}
+        at = dataclasses.replace(cfg, method=_wide(cfg.method, own, wanted), rows=others)
         known, found = rows.plans(at, checkpoint)
         plans |= {(width, row.name): row for row in found}
     return known, plans
+
+
+def _wide(options: Any, own: tuple[int, int], wanted: tuple[int, int]) -> Any:
+    """The options at other widths (weights, activations), where they are ``own``: a row may have a width of its own."""
+    had = options.widths()
+    weight, act = (new if old == usual else old for old, usual, new in zip(had, own, wanted, strict=True))
+    return dataclasses.replace(options, weight_bits=weight, act_bits=act)
 
 
 def _seeded(row: rows.Row, seed: int) -> rows.Row:
@@ -132,6 +145,18 @@ def _fitted(
     return found
 
 
+def _ordered(chains: list[list[str]], errors: Mapping[tuple[str, str], Any]) -> list[dict[str, Any]]:
+    """Every neighbouring pair of every chain at every width, tested."""
+    stacked = {key: {m: np.stack(v) for m, v in found.items()} for key, found in errors.items()}
+    return [
+        {"width": width, "worse": worse, "better": better}
+        | ordering.paired(stacked[width, worse], stacked[width, better])
+        for width in dict.fromkeys(width for width, _ in stacked)
+        for chain in chains
+        for worse, better in itertools.pairwise(chain)
+    ]
+
+
 def _bytes(checkpoint: Checkpoint, row: rows.Row, state: Mapping[str, State], known: Sites) -> int:
     frozen = rows.Frozen.of(checkpoint, row.plan, state, known)
     return accounting.tree_bytes(frozen.params, frozen.qstate)
@@ -140,11 +165,12 @@ def _bytes(checkpoint: Checkpoint, row: rows.Row, state: Mapping[str, State], kn
 def _row(runs: list[dict[str, Any]], key: tuple[str, str]) -> dict[str, Any]:
     """The table's line of a width and a method: means over the seeds and, of several, sample standard deviations."""
     mine = [r for r in runs if (r["width"], r["name"]) == key]
-    named = ("width", "name", "seed", "bytes", "bops")
+    named = ("width", "name", "seed", "bytes", "bops", "cost")
     numbers = {name: [r[name] for r in mine] for name in mine[0] if name not in named}
     spread = {name: statistics.stdev(v) for name, v in numbers.items() if len(v) > 1 and None not in v}
     means = {name: None if None in v else statistics.fmean(v) for name, v in numbers.items()}
-    costs = {"bytes": mine[0]["bytes"], "bops": round(statistics.fmean(r["bops"] for r in mine))}
+    cost = {part: round(statistics.fmean(r["cost"][part] for r in mine)) for part in mine[0]["cost"]}
+    costs = {"bytes": mine[0]["bytes"], "bops": round(statistics.fmean(r["bops"] for r in mine)), "cost": cost}
     return {"name": " ".join(key), **means, "spread": spread, **costs}
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvq.accounting import BETA, bops, costs, macs, pairs, tree_bytes
+from jvq.accounting import BETA, bops, costs, macs, pairs, spent, total, tree_bytes
 from jvq.core.packed import Packed
 from jvq.core.quantizer import Codes
 from jvq.core.recipe import sites
@@ -47,6 +47,25 @@ def test_blocks_of_real_models_cost_what_the_paper_says(real, bits):
     block = sum(cost.base for site, cost in costs(known, plan).items() if site.startswith("block"))
     depth = vit.SIZES[name][1]  # equal blocks, one is traced
     assert round(depth * block / 1e9, 1) == GBOPS[name][(4, 6).index(bits)]
+
+
+PUBLISHED = {  # GMACs of whole models at 224 px, "FLOPs" in DeiT's and Swin's papers
+    ("vit", "Ti"): 1.3,
+    ("vit", "S"): 4.6,
+    ("vit", "B"): 17.5,
+    ("swin", "T"): 4.5,
+    ("swin", "S"): 8.7,
+    ("swin", "B"): 15.4,
+}
+
+
+@pytest.mark.parametrize(("architecture", "size"), PUBLISHED)
+def test_whole_models_need_the_published_multiply_accumulates(architecture, size):
+    model = build(architecture, {"size": size})
+    known = sites(model.forward, model.shapes(), model.image)
+    whole = total(costs(known, {}))
+    assert round(whole.macs / 1e9, 1) == pytest.approx(PUBLISHED[architecture, size], abs=0.101)
+    assert whole.base == whole.bops == bops(known, {}) == 1024 * whole.macs
 
 
 def test_macs_of_every_product_are_those_of_the_formula(tiny):
@@ -99,6 +118,14 @@ def test_the_whole_is_the_sum_and_a_dearer_addition_costs_more(tiny):
     plan = plan_of(tiny, groups=4)
     assert bops(tiny, plan) == sum(cost.base + sum(cost.overhead) for cost in costs(tiny, plan).values())
     assert bops(tiny, plan, beta=1) < bops(tiny, plan) == bops(tiny, plan, beta=BETA)
+
+
+def test_a_rows_cost_adds_up(tiny):
+    plan = plan_of(tiny, groups=4)
+    row, table = spent(tiny, plan), costs(tiny, plan)
+    assert row["bops"] == bops(tiny, plan) == sum(n for part, n in row["cost"].items() if part != "macs")
+    assert row["cost"]["add"] == sum(cost.overhead.add for cost in table.values()) > 0
+    assert row["cost"]["macs"] == sum(cost.macs for cost in table.values())
 
 
 def test_bits_count_on_both_sides(tiny):

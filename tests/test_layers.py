@@ -31,6 +31,7 @@ BELOW: dict[str, set[str]] = {
     "environment": {"core"},
     "stages": set(),
     "journal": set(),
+    "ordering": {"core"},
     "export": {"core"},
     "report": {"core"},
     "methods": {"core", "quantizers", "train", "accounting"},

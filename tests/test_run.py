@@ -78,7 +78,7 @@ def test_the_report_has_the_promised_keys(ran):
     assert {"python", "jvq", "jax", "jaxlib", "flax", "numpy", "grain"} == set(report["versions"])
     assert report["versions"]["jax"] == jax.__version__
     assert "cpu" in report["device"]
-    assert list(report["seconds"]) == ["load", "evaluate", "fit", "freeze", "check", "sites"]
+    assert list(report["seconds"]) == ["load", "evaluate", "fit", "freeze", "check", "sites", "draw"]
     assert all(seconds >= 0 for seconds in report["seconds"].values())
     assert set(report["model"]) == {"name", "architecture", "parameters", "spec"}
     assert report["data"] == {"name": "npz", "split": "test", "images": 70, "skipped": []}
@@ -91,8 +91,9 @@ def test_rows_are_float_min_max_the_method_and_its_bound(ran):
     rows = ran[0]["rows"]
     assert [row["name"] for row in rows] == ["float", "minmax", "igq", "igq_upper_bound"]
     for row in rows:
-        assert list(row) == ["name", "top1", "agreement", "kl", "bytes", "bops"]
-        assert [type(row[key]) for key in list(row)[1:]] == [float, float, float, int, int]
+        assert list(row) == ["name", "top1", "agreement", "kl", "bytes", "bops", "cost"]
+        assert [type(row[key]) for key in list(row)[1:]] == [float, float, float, int, int, dict]
+        assert row["bops"] == sum(count for part, count in row["cost"].items() if part != "macs")
     assert len({row["kl"] for row in rows}) == 4
 
 
@@ -144,7 +145,7 @@ def test_what_is_written_is_what_comes_back_and_nothing_else(ran):
     report, workdir = ran
     assert strictly(workdir / "report.json") == json.loads(json.dumps(report))
     assert (workdir / "report.md").read_text() == markdown(report)
-    assert sorted(p.name for p in workdir.iterdir()) == ["report.json", "report.md"]
+    assert sorted(p.name for p in workdir.iterdir()) == ["groups.png", "report.json", "report.md"]
 
 
 def test_the_markdown_holds_the_same_numbers(ran):

@@ -86,7 +86,7 @@ def calibrate_all(
     passes = _passes(activations, known, len(images), memory)
     for i, addresses in enumerate(passes):
         text = "calibrating" if len(passes) == 1 else f"calibrating, pass {i + 1} of {len(passes)}"
-        tape = _capture(forward, params, images, addresses, known, batch)
+        tape = capture(forward, params, images, addresses, known, batch)
         for address in track(addresses, text):
             _init_all(wanted[address], jnp.asarray(tape.pop(address)), known[address].letters, address)
     return [{address: wanted[address][quantizer] for address, quantizer in plan.items()} for plan in plans]
@@ -156,7 +156,7 @@ def _passes(addresses: Iterable[str], known: Sites, images: int, memory: int) ->
     return runs
 
 
-def _capture(
+def capture(
     forward: Forward, params: Any, images: np.ndarray, addresses: list[str], known: Sites, batch: int
 ) -> dict[str, np.ndarray]:
     """The named operands of the float model, images along ``b``."""

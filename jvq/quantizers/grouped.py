@@ -8,6 +8,7 @@ channels), ``zero_point="extend"`` (the clamp clips intervals without 0).
 
 import dataclasses
 import math
+from functools import partial
 from typing import Literal
 
 import jax
@@ -17,6 +18,7 @@ from jvq.core import axes, ranges
 from jvq.core.quantizer import Codes, Overhead, State
 from jvq.core.rounding import fake_quantize
 from jvq.quantizers import kmeans
+from jvq.quantizers.ladder import GroupError, fit_ladder
 from jvq.quantizers.uniform import check_bits, check_choice, integers, sample
 
 MStep = Literal["mse", "mean", "cover"]
@@ -39,15 +41,16 @@ class Grouped:
     groups: int = 8
     along: str = "d"
     nonnegative: bool = False  # the lower bound is 0 and points are assigned by their maximum alone (eq. 8)
-    mstep: MStep = "mse"  # final bounds, given the groups that the EM found with means
-    zero_point: ranges.ZeroPoint = "extend"
-    distance: kmeans.Distance = "squared"
+    mstep: MStep = "mse"  # final bounds, given the groups that the EM found with means; with a ladder it is ignored
+    zero_point: ranges.ZeroPoint = "extend"  # with a ladder it is ignored too: 0 is always among the values
+    ladder: bool = False  # scales are s0 * 2**k, chosen by error: one integer operand and accumulator serve all groups
+    distance: kmeans.Distance = "squared"  # "relative" differs in the EM alone: narrow channels count as wide ones do
     start: kmeans.Start = "kmeans++"
     restarts: int = 3
     iterations: int = 50
     statistics: Statistics = "image"  # a point per channel and calibration image, or one pooled over the images
     capacity: int | None = None  # length of the state's arrays, at least ``groups``; None: equal
-    values: int = 2**20  # the mse step looks at no more values than about this, evenly strided: an approximation
+    values: int = 2**20  # the error search looks at no more values than about this, evenly strided: an approximation
     seed: int = 0
 
     @property
@@ -58,6 +61,8 @@ class Grouped:
     def check(self, letters: str, shape: tuple[int, ...]) -> None:
         check_bits(self.bits)
         axes.require(self.along, letters, what="along")
+        if self.ladder and self.bits >= 8:
+            raise ValueError(f"ladder: {self.bits} bits leave no room in int8, must be at most 7")
         if not self.along or "b" in self.along:
             raise ValueError(f"along: got '{self.along}', must name axes of the operand other than the image's 'b'")
         points = self.indices(letters, shape)
@@ -74,14 +79,15 @@ class Grouped:
         check_choice("start", self.start, kmeans.STARTS)
         check_choice("statistics", self.statistics, STATISTICS)
 
-    def init(self, samples: jax.Array, letters: str) -> State:
+    def clustered(self, samples: jax.Array, letters: str) -> tuple[jax.Array, kmeans.Fit]:
+        """The points (min, max) [p 2] of the calibration samples, and what the EM makes of them."""
         points = self.points(samples, letters)
         if self.statistics == "pooled" and "b" in letters:
             image = axes.indices("b", axes.ordered("b" + self.along, letters))
             ends = points[..., 0].min(image, keepdims=True), points[..., 1].max(image, keepdims=True)
             points = jnp.stack(ends, axis=-1)
         flat = points.reshape(-1, 2)
-        found = kmeans.kmeans(
+        return flat, kmeans.kmeans(
             jax.random.key(self.seed),
             flat,
             self.groups,
@@ -91,9 +97,11 @@ class Grouped:
             iterations=self.iterations,
             distance=self.distance,
         )
+
+    def init(self, samples: jax.Array, letters: str) -> State:
+        points, found = self.clustered(samples, letters)
         levels = ranges.level_count(self.bits)
-        lower, upper = self._final_bounds(samples, letters, found, flat, levels)
-        scale, zero = ranges.affine(lower, upper, levels, self.zero_point)
+        scale, zero = self._quantisers(samples, letters, found, points, levels)
         used = jnp.arange(self.length) < self.groups
         return {
             "lower": found.centres[:, 0],
@@ -115,12 +123,13 @@ class Grouped:
         """Minima and maxima, assignment, and partial sums where the groups divide the contracted axis (spec 2.6).
 
         Per image: ``2 beta N C`` + ``C G (3 beta + 2 beta**2)`` + ``beta (G-1) N D`` for linear inputs; for attention
-        rows ``beta H N**2`` + ``beta H N G``: a row's scale factors out of the sum.
+        rows ``beta H N**2`` + ``beta H N G``: a row's scale factors out of the sum. With a ladder there are no partial
+        sums: codes are shifted into one operand, and shifts of integers are free in this accounting.
         """
         points = self.indices(letters, shape)
         find = beta * math.prod(shape) * (1 if self.nonnegative else 2)
         choose = points * self.groups * (beta if self.nonnegative else 3 * beta + 2 * beta**2)
-        divided = any(a in contracted for a in self.along)
+        divided = not self.ladder and any(a in contracted for a in self.along)
         return Overhead(find, choose, beta * (self.groups - 1) * product if divided else 0)
 
     def indices(self, letters: str, shape: tuple[int, ...]) -> int:
@@ -154,27 +163,34 @@ class Grouped:
         scale, zero = (jnp.take(state[name], group, axis=0) for name in ("scale", "zero"))
         return axes.expand(scale, kept, letters), axes.expand(zero, kept, letters)
 
-    def _final_bounds(
+    def _quantisers(
         self, samples: jax.Array, letters: str, found: kmeans.Fit, points: jax.Array, levels: jax.Array
-    ) -> ranges.Bounds:
-        """The groups' bounds [g], [g] by the chosen M-step; a group without points keeps its centre."""
+    ) -> tuple[jax.Array, jax.Array]:
+        """The groups' scales [g] and zero points [g], by the ladder or from the chosen M-step's bounds."""
+        lower, upper = self._bounds(found, points)
+        if self.ladder:
+            error = self._error(samples, letters, found, levels)
+            return fit_ladder(lower, upper, levels, error, nonnegative=self.nonnegative)
+        if self.mstep == "mse":
+            error = self._error(samples, letters, found, levels)
+            affine = partial(ranges.affine, levels=levels, zero_point=self.zero_point)
+            lower, upper = ranges.least_error(lower, upper, lambda low, high: error(*affine(low, high)))
+        return ranges.affine(lower, upper, levels, self.zero_point)
+
+    def _bounds(self, found: kmeans.Fit, points: jax.Array) -> ranges.Bounds:
+        """The groups' mean or covering bounds [g], [g]; a group without points keeps its centre."""
         used = (jnp.arange(self.length) < self.groups)[:, None]
         lower, upper = jnp.where(used, found.centres, 0.0).T
-        if self.mstep == "mean":
+        if self.mstep == "mean" and not self.ladder:
             return lower, upper
         member = jax.nn.one_hot(found.group, self.length, dtype=bool)
         there = member.any(axis=0)
         lowest = jnp.where(member, points[:, :1], jnp.inf).min(axis=0)
         highest = jnp.where(member, points[:, 1:], -jnp.inf).max(axis=0)
-        lower, upper = jnp.where(there, lowest, lower), jnp.where(there, highest, upper)
-        if self.mstep == "cover":
-            return lower, upper
-        return self._least_error(samples, letters, found, (lower, upper), levels)
+        return jnp.where(there, lowest, lower), jnp.where(there, highest, upper)
 
-    def _least_error(
-        self, samples: jax.Array, letters: str, found: kmeans.Fit, cover: ranges.Bounds, levels: jax.Array
-    ) -> ranges.Bounds:
-        """Bounds of least squared error of the values in each group, searched from the covering ones."""
+    def _error(self, samples: jax.Array, letters: str, found: kmeans.Fit, levels: jax.Array) -> GroupError:
+        """The squared error of the values in each group, [g] of scales [g] and zero points [g]."""
         kept = axes.ordered("b" + self.along, letters)
         over = axes.others(kept, letters)
         x, weight = sample(samples.astype(jnp.float32), over, self.values)
@@ -186,10 +202,9 @@ class Grouped:
             group = found.group.reshape(shape)
         member = jax.nn.one_hot(group.reshape(-1), self.length, dtype=jnp.float32)
 
-        def error(lower: jax.Array, upper: jax.Array) -> jax.Array:
-            scale, zero = ranges.affine(lower, upper, levels, self.zero_point)
+        def error(scale: jax.Array, zero: jax.Array) -> jax.Array:
             s, z = (axes.expand(jnp.take(t, group, axis=0), kept, letters) for t in (scale, zero))
             off = (weight * jnp.square(x - fake_quantize(x, s, z, levels, jnp.float32(1.0)))).sum(axis=over)
             return jnp.einsum("p,pg->g", off.reshape(-1), member, precision=jax.lax.Precision.HIGHEST)
 
-        return ranges.least_error(*cover, error)
+        return error

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-Distance = Literal["squared", "absolute"]
+Distance = Literal["squared", "absolute", "relative"]
 Start = Literal["kmeans++", "quantile"]
-DISTANCES: tuple[Distance, ...] = ("squared", "absolute")
+DISTANCES: tuple[Distance, ...] = ("squared", "absolute", "relative")
 STARTS: tuple[Start, ...] = ("kmeans++", "quantile")
-
+NARROWEST = 1e-3  #: a point's range counts as at least this part of the widest one's
 
 Groups = int | Int[Array, ""]
 """A number of groups. Where a ``capacity`` stands beside it, it may be traced: arrays have that length."""
@@ -31,9 +31,31 @@ class Fit(NamedTuple):
 def distances(
     points: Float[Array, "*p 2"], centres: Float[Array, "g 2"], distance: Distance = "squared"
 ) -> Float[Array, "*p g"]:
-    """Distance of each point (min, max) to each group's bounds (eqs. 4, 8); padded groups (inf) are infinitely far."""
+    """Distance of each point (min, max) to each group's bounds (eqs. 4, 8); padded groups (inf) are infinitely far.
+
+    The relative distance is the squared one over the square of the point's own range (:func:`_relative`), ours. As all
+    groups share the divisor it is left out here: no choice depends on it, nor on the widest of the points at hand.
+    """
     gap = points[..., None, :] - centres.reshape((1,) * (points.ndim - 1) + centres.shape)
-    return (jnp.square(gap) if distance == "squared" else jnp.abs(gap)).sum(axis=-1)
+    return (jnp.abs(gap) if distance == "absolute" else jnp.square(gap)).sum(axis=-1)
+
+
+def _ranges(points: Float[Array, "p 2"], distance: Distance) -> Float[Array, " p"] | None:
+    """What a point's gaps are divided by: max - min, at least 1e-3 of the widest; None where by nothing.
+
+    Less, and a few constant channels would outweigh all others by more than float32 sums can hold: so no weight is
+    more than a million times another. Where all points are constant the divisor is 1.
+    """
+    if distance != "relative":
+        return None
+    width = points[:, 1] - points[:, 0]
+    widest = width.max()
+    return jnp.where(widest > 0, jnp.maximum(width, NARROWEST * widest), 1.0)
+
+
+def _relative(squared: Float[Array, " p"], width: Float[Array, " p"] | None) -> Float[Array, " p"]:
+    """Squared distances over the squares of the points' ranges, if any; those may be too small to square."""
+    return squared if width is None else jnp.square(jnp.sqrt(squared) / width)
 
 
 def assign(
@@ -52,29 +74,41 @@ def quantile_start(points: Float[Array, "p 2"], groups: Groups, capacity: int) -
 
 
 def plus_plus_start(
-    key: Key[Array, ""], points: Float[Array, "p 2"], groups: Groups, capacity: int
+    key: Key[Array, ""], points: Float[Array, "p 2"], groups: Groups, capacity: int, distance: Distance = "squared"
 ) -> Float[Array, "g 2"]:
     """Centres drawn from the points, each with probability proportional to its squared distance to those before it.
 
     Arthur & Vassilvitskii 2007. Once every point is a centre the rest repeat the first point and stay empty.
+    With ``distance="relative"`` that one, also a square, takes the place of the squared distance.
     """
-    count = points.shape[0]
+    count, width = points.shape[0], _ranges(points, distance)
     first = jax.random.randint(jax.random.fold_in(key, 0), (), 0, count)
     centres = jnp.zeros((capacity, 2), jnp.float32).at[0].set(points[first])
-    nearest = jnp.square(points - points[first][None]).sum(axis=-1)
+    nearest = _relative(jnp.square(points - points[first][None]).sum(axis=-1), width)
 
     def draw(i: Int[Array, ""], carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         centres, nearest = carry
         logits = jnp.where(nearest > 0, jnp.log(jnp.maximum(nearest, 1e-38)), -1e9)
         chosen = points[jax.random.categorical(jax.random.fold_in(key, i), logits)]
-        return centres.at[i].set(chosen), jnp.minimum(nearest, jnp.square(points - chosen[None]).sum(axis=-1))
+        away = _relative(jnp.square(points - chosen[None]).sum(axis=-1), width)
+        return centres.at[i].set(chosen), jnp.minimum(nearest, away)
 
     return jax.lax.fori_loop(1, groups, draw, (centres, nearest))[0]
 
 
-def _means(points: Float[Array, "p 2"], group: Int[Array, " p"], empty: Float[Array, "g 2"]) -> Float[Array, "g 2"]:
-    """Mean of each group's points (eq. 6); a group without points takes its row of ``empty``."""
+def _means(
+    points: Float[Array, "p 2"],
+    group: Int[Array, " p"],
+    empty: Float[Array, "g 2"],
+    width: Float[Array, " p"] | None = None,
+) -> Float[Array, "g 2"]:
+    """Mean of each group's points (eq. 6); a group without points takes its row of ``empty``.
+
+    With ``width`` the mean is weighted by its inverse square: the minimiser of the relative distance.
+    """
     member = jax.nn.one_hot(group, empty.shape[0], dtype=jnp.float32)
+    if width is not None:  # weights from 1, that of the widest point, so that no sum of them is lost
+        member = member * jnp.square(width.max() / width)[:, None]
     count = member.sum(axis=0)[:, None]
     total = jnp.einsum("pg,pk->gk", member, points, precision=jax.lax.Precision.HIGHEST)
     return jnp.where(count > 0, total / jnp.maximum(count, 1.0), empty)
@@ -92,13 +126,14 @@ def lloyd(
     Stops after ``iterations`` or when the objective changes by less than 1e-6 of itself. A group that has lost all its
     points restarts at the point that is farthest from its own group's bounds. Unused centres are infinite.
     """
+    width = _ranges(points, distance)
     used = jnp.arange(start.shape[0])[:, None] < (start.shape[0] if groups is None else groups)
     start = jnp.where(used, start, jnp.inf)
 
     def evaluate(centres: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         d = distances(points, centres, distance)
         group = d.argmin(axis=-1)
-        nearest = d.min(axis=-1)
+        nearest = _relative(d.min(axis=-1), width)
         return group, nearest.sum(), points[nearest.argmax()]
 
     def going(carry: tuple[jax.Array, ...]) -> jax.Array:
@@ -108,7 +143,7 @@ def lloyd(
 
     def step(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         i, centres, group, farthest, history = carry
-        centres = _means(points, group, jnp.where(used, farthest[None], jnp.inf))
+        centres = _means(points, group, jnp.where(used, farthest[None], jnp.inf), width)
         group, objective, farthest = evaluate(centres)
         return i + 1, centres, group, farthest, history.at[i + 1].set(objective)
 
@@ -154,7 +189,8 @@ def _kmeans(
 ) -> Fit:
     starts = quantile_start(points, groups, capacity)[None]
     if start == "kmeans++":
-        drawn = jax.vmap(lambda k: plus_plus_start(k, points, groups, capacity))(jax.random.split(key, restarts))
+        keys = jax.random.split(key, restarts)
+        drawn = jax.vmap(lambda k: plus_plus_start(k, points, groups, capacity, distance))(keys)
         starts = jnp.concatenate([starts, drawn])
     centres, group, history = jax.vmap(lambda s: lloyd(points, s, iterations, distance, groups))(starts)
     reached = history[:, -1]

@@ -162,7 +162,9 @@ def thin(x: jax.Array, over: tuple[int, ...], values: int) -> jax.Array:
     """``x`` with every so many-th value over the axes ``over`` taken together, about ``values`` in all.
 
     The values stand along the first of these axes, the others have length 1. Of several axes the stride shares no
-    factor with any length: one that does would leave out whole channels, and outlier channels decide the range.
+    factor with any length: one that does would leave out whole channels, and outlier channels decide the range. Every
+    index of the other axes starts at another place: if all looked at the same tokens, rare large ones were seen by all
+    of them, or by none.
     """
     if not over or x.size <= values:
         return x
@@ -171,8 +173,12 @@ def thin(x: jax.Array, over: tuple[int, ...], values: int) -> jax.Array:
         stride += 1
     last = tuple(range(x.ndim - len(over), x.ndim))
     kept = [n for i, n in enumerate(x.shape) if i not in over]
-    left = jnp.moveaxis(x, over, last).reshape(*kept, -1)[..., ::stride]
-    return jnp.expand_dims(jnp.moveaxis(left, -1, first), over[1:])
+    left = jnp.moveaxis(x, over, last).reshape(math.prod(kept), -1)
+    count = left.shape[1]
+    start = jnp.arange(left.shape[0]) * round(0.618 * count) % count  # the golden section spreads any number of starts
+    at = (start[:, None] + jnp.arange(0, count, stride)[None]) % count
+    some = jnp.take_along_axis(left, at, axis=1).reshape(*kept, -1)
+    return jnp.expand_dims(jnp.moveaxis(some, -1, first), over[1:])
 
 
 def sample(x: jax.Array, over: tuple[int, ...], values: int) -> tuple[jax.Array, jax.Array]:

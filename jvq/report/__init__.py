@@ -1,7 +1,8 @@
 """Reports: one dict, shown on the terminal and written as ``report.json`` and ``report.md``."""
 
+from jvq.report.groups import draw_allocation, draw_fronts, draw_grouping
 from jvq.report.maps import draw_maps
-from jvq.report.tables import figures_of, markdown, row_cells, row_head, site_cells
+from jvq.report.tables import cost_cells, figures_of, markdown, row_cells, row_head, site_cells
 from jvq.report.terminal import Console, show, show_plan, show_sites
 from jvq.report.write import SCHEMA, claim, write
 
@@ -9,6 +10,10 @@ __all__ = [
     "SCHEMA",
     "Console",
     "claim",
+    "cost_cells",
+    "draw_allocation",
+    "draw_fronts",
+    "draw_grouping",
     "draw_maps",
     "figures_of",
     "markdown",

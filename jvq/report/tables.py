@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+COST_HEAD = ("model", "GMACs", "products GBOPs", "min/max %", "assignment %", "partial sums %", "together %")
 SITE_HEAD = ("address", "quantiser", "bits", "groups", "relative error")
 
 
@@ -54,6 +55,44 @@ def site_cells(address: str, site: Mapping[str, Any]) -> tuple[str, ...]:
     return (address, site["quantizer"], str(site["bits"]), groups, f"{site['relative_error']:.2e}")
 
 
+def cost_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """One model's line under ``COST_HEAD``: work at run time in % of the products' bit-operations."""
+    cost = row["cost"]
+    extra = [cost[part] for part in ("find", "choose", "add")]
+    shares = (f"{100 * x / cost['base']:.2f}" for x in (*extra, sum(extra)))
+    return (row["name"], f"{cost['macs'] / 1e9:.4f}", f"{cost['base'] / 1e9:.3f}", *shares)
+
+
+def allocation_table(allocation: Mapping[str, Any]) -> str:
+    """The chosen number of groups of every operand, and the divergence that each candidate causes alone."""
+    offered = sorted({g for site in allocation["sites"].values() for g in site["candidates"]})
+    lines = []
+    for address, site in allocation["sites"].items():
+        kl = dict(zip(site["candidates"], site["kl"], strict=True))
+        cells = (f"{kl[g]:.1e}" if g in kl else "" for g in offered)
+        marked = (
+            f"**{text}**" if g == site["groups"] and text else text for g, text in zip(offered, cells, strict=True)
+        )
+        lines.append((address, str(site["groups"]), *marked))
+    return table(("address", "groups", *(f"KL of {g}" for g in offered)), lines)
+
+
+def order_table(order: Sequence[Mapping[str, Any]]) -> str:
+    """Pairs of rows that should differ, with the gain of the better one and its 95 % interval."""
+    measures = [name for name in order[0] if name not in ("width", "worse", "better")]
+    head = ("width", "worse", "better", *(f"{name}: gain [95 %]" for name in measures), *(f"{m}" for m in measures))
+    lines = []
+    for pair in order:
+        gains, verdicts = [], []
+        for name in measures:
+            m = pair[name]
+            said = "holds" if m["low"] > 0 else "turned round" if m["high"] < 0 else "open"
+            gains.append(f"{m['gain']:+.5f} [{m['low']:+.5f}, {m['high']:+.5f}]")
+            verdicts.append(f"{said}, {m['seeds']} of {m['of']} seeds")
+        lines.append((pair["width"], pair["worse"], pair["better"], *gains, *verdicts))
+    return table(head, lines)
+
+
 def figures_of(report: Mapping[str, Any]) -> list[str]:
     """What the numbers say, in sentences: each method against min-max and against float."""
     rows = {row["name"]: row for row in report["rows"]}
@@ -91,6 +130,19 @@ def markdown(report: Mapping[str, Any]) -> str:
         "## Seconds",
         ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()),
     ]
+    parts += ["## Bit-operations", table(COST_HEAD, [cost_cells(row) for row in rows])]
+    if report.get("order"):
+        parts += ["## Order, tested in pairs of images", order_table(report["order"])]
+    if "allocation" in report:
+        found = report["allocation"]
+        unit = {"bops": "bit-operations at run time", "mean_groups": "groups, summed over the operands"}
+        parts += [
+            "## Number of groups",
+            f"Budget: {found['limit']:,} {unit[found['budget']]}, as with a fixed number of groups; spent "
+            f"{found['spent']:,}. Mean {found['mean_groups']:.2f} groups an operand. KL of the predictions of "
+            "calibration images, each operand quantised alone; the chosen one in bold.",
+            allocation_table(found),
+        ]
     if report["sites"]:
         parts += [
             f"## Sites of {report['method']}",

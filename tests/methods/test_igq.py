@@ -7,7 +7,7 @@ import pytest
 
 from jvq.core.recipe import resolve
 from jvq.methods import igq, minmax
-from jvq.quantizers import Dynamic, Grouped, Uniform
+from jvq.quantizers import Dynamic, Grouped, StaticGrouped, Uniform
 
 LINEAR = [f"block00/{op}.x" for op in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")]
 MAPS = ["block00/attn/pv.p"]
@@ -60,6 +60,7 @@ CASES = {  # options: the addresses that change, to what
     "softmax": (dict(softmax="layer"), {a: Uniform(4) for a in MAPS}),
     "softmax float": (dict(softmax="float"), dict.fromkeys(MAPS)),
     "qkv": (dict(qkv="head"), {a: dict(keep="h") for a in QKV}),
+    "qkv_range": (dict(qkv_range="max"), {a: dict(range="max") for a in QKV}),
     "qkv float": (dict(qkv="float"), dict.fromkeys(QKV)),
     "linear_along": (dict(linear_along="n"), {a: dict(along="n") for a in LINEAR}),
     "softmax_along": (dict(softmax_along="q"), {a: dict(along="q") for a in MAPS}),
@@ -79,6 +80,11 @@ CASES = {  # options: the addresses that change, to what
     "sequential": (dict(sequential=True), {}),
     "allocation": (dict(allocation="bops"), {}),
     "candidates": (dict(candidates=(2, 3)), {}),
+    "ladder": (dict(ladder=True), {a: dict(ladder=True) for a in LINEAR + MAPS}),
+    "linear sorted": (
+        dict(linear="sorted", mstep="mean"),
+        {**{a: StaticGrouped(4, 8, "d", "sorted", "mean") for a in LINEAR}, **{a: dict(mstep="mean") for a in MAPS}},
+    ),
     "allocation_rest": (dict(allocation_rest="quantized"), {}),
     **{name: ({name: value}, {a: {name: value} for a in LINEAR + MAPS}) for name, (value,) in SAME.items()},
 }
@@ -104,6 +110,15 @@ def test_weight_ranges_are_searched_below_six_bits(bits, chosen, known):
     found = plan(known, bits=bits)
     assert {found[a].range for a in WEIGHTS} == {chosen}
     assert found["patch.w"].range == "max", "8 bits, whatever the rest has"
+
+
+@pytest.mark.parametrize(("bits", "chosen"), [(5, "percentile"), (6, "max"), (8, "max")])
+def test_query_key_and_value_are_cut_below_six_bits(bits, chosen, known):
+    found = plan(known, bits=8, act_bits=bits)
+    assert {found[a].range for a in QKV} == {chosen}
+    assert f"query, key, value: {bits} bits, per tensor, static" in "; ".join(
+        f"{name}: {said}" for name, said in igq.protocol(igq.Options(act_bits=bits)).items()
+    )
 
 
 @pytest.mark.parametrize("upper_bound", [False, True])

@@ -14,16 +14,23 @@ assign = jax.jit(kmeans.assign, static_argnums=2)
 starts = jax.jit(jax.vmap(kmeans.plus_plus_start, (0, None, None, None)), static_argnums=3)
 
 
+def widths(points, distance="relative"):
+    """What gaps are divided by, [p 1] in float64: the point's range, at least a thousandth of the widest."""
+    width = np.diff(points.astype(np.float64), axis=1)
+    return np.maximum(width, width.max() / 1000) if distance == "relative" else np.ones_like(width)
+
+
 def sizes(points, centres, distance="squared"):
     """Distances [p g] by eqs. 4, in float64."""
     gap = points.astype(np.float64)[:, None] - centres.astype(np.float64)[None]
-    return (gap**2 if distance == "squared" else np.abs(gap)).sum(axis=-1)
+    gap /= widths(points, distance)[:, None]
+    return (np.abs(gap) if distance == "absolute" else gap**2).sum(axis=-1)
 
 
 def numpy_lloyd(points, centres, iterations, distance="squared"):
     """Centres, assignment and objectives of the EM, in loops; a group that lost its points takes the farthest point."""
     points, centres = points.astype(np.float64), centres.astype(np.float64).copy()
-    history = []
+    weight, history = 1 / widths(points, distance)[:, 0] ** 2, []
     for i in range(iterations + 1):
         d = sizes(points, centres, distance)
         group = d.argmin(axis=1)
@@ -31,9 +38,8 @@ def numpy_lloyd(points, centres, iterations, distance="squared"):
         if i == iterations or (i and history[-2] - history[-1] <= 1e-6 * history[-2]):
             break
         farthest = points[d.min(axis=1).argmax()]
-        centres = np.stack(
-            [points[group == g].mean(axis=0) if (group == g).any() else farthest for g in range(len(centres))]
-        )
+        some = [group == g for g in range(len(centres))]
+        centres = np.stack([np.average(points[s], axis=0, weights=weight[s]) if s.any() else farthest for s in some])
     return centres, group, history
 
 
@@ -241,3 +247,71 @@ def test_a_capacity_changes_nothing_and_numbers_of_groups_share_an_executable(po
         np.testing.assert_allclose(padded.centres[:groups], fit.centres, rtol=1e-5)
         np.testing.assert_allclose(padded.history, fit.history, rtol=1e-5)
     assert kmeans._kmeans._cache_size() - before <= 4  # one for capacity 7, one for each of the others
+
+
+# --- relative distances: a narrow channel counts as much as a wide one
+
+
+def test_the_relative_distance_assigns_as_the_squared_one_to_the_last_bit(points):
+    """The divisor is the point's own: no choice depends on it, nor on the other points at hand."""
+    centres = points[::40]
+    got = assign(points, centres, "relative")
+    np.testing.assert_array_equal(got, assign(points, centres, "squared"))
+    np.testing.assert_array_equal([assign(p[None], centres, "relative")[0] for p in points[:5]], got[:5])
+
+
+def test_neither_half_step_raises_the_relative_objective(points):
+    """From many starts; the M-step's means are weighted by the inverse squares of the ranges."""
+    for seed in range(4):
+        centres = np.random.default_rng(seed).choice(points, GROUPS)
+        for _ in range(8):
+            after, group, history = (np.asarray(a) for a in lloyd(points, centres, 1, "relative"))
+            old = sizes(points, centres, "relative")
+            middle = sizes(points, after, "relative")[np.arange(POINTS), old.argmin(axis=1)].sum()
+            np.testing.assert_allclose(history[0], old.min(axis=1).sum(), rtol=1e-5)
+            assert middle <= history[0] * (1 + 1e-6)
+            assert history[1] <= middle * (1 + 1e-6)
+            np.testing.assert_array_equal(group, sizes(points, after).argmin(axis=1))
+            centres = after
+        _, _, history = lloyd(points, centres, 50, "relative")
+        assert (np.diff(history) <= 1e-6 * history[0]).all()
+
+
+def test_relative_centres_are_weighted_means_and_serve_narrow_points_better(points):
+    fits = {d: kmeans.kmeans(jax.random.key(0), points, GROUPS, distance=d) for d in ("squared", "relative")}
+    weight, found = 1 / widths(points)[:, 0] ** 2, fits["relative"]
+    for g in range(GROUPS):
+        mine = np.asarray(found.group) == g
+        want = np.average(points[mine].astype(np.float64), axis=0, weights=weight[mine])
+        np.testing.assert_allclose(found.centres[g], want, rtol=1e-3, atol=1e-4)
+    reached = {d: sizes(points, np.asarray(f.centres), "relative").min(axis=1).sum() for d, f in fits.items()}
+    np.testing.assert_allclose(found.objective, reached["relative"], rtol=1e-5)
+    assert reached["relative"] < 0.5 * reached["squared"]
+
+
+def test_relative_draws_are_by_relative_distance():
+    """From (0, 1) the points of ranges 2 and 4, one and three away, come second with chances 1/4 and 9/16."""
+    points = np.array([[0.0, 1.0]] * 98 + [[0.0, 2.0], [0.0, 4.0]], np.float32)
+    draw = jax.jit(jax.vmap(lambda k: kmeans.plus_plus_start(k, jnp.asarray(points), 2, 2, "relative")))
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(1), 6000)))
+    second = drawn[drawn[:, 0, 1] == 1][:, 1, 1]
+    share = [(second == k).mean() for k in (2, 4)]
+    np.testing.assert_allclose(share, [4 / 13, 9 / 13], atol=0.025)
+
+
+@pytest.mark.parametrize("start", kmeans.STARTS)
+def test_points_without_range_give_no_nan(start):
+    """Constant channels count a million times the widest at most; rows (lower bound 0) have their maximum as range."""
+    rng = np.random.default_rng(0)
+    constant = np.repeat(rng.normal(size=(POINTS, 1)), 2, axis=1)
+    some = np.sort(rng.normal(size=(POINTS, 2)), axis=1)
+    some[:50] = constant[:50]
+    rows = np.stack([np.zeros(POINTS), rng.uniform(size=POINTS)], axis=1)
+    for points in (constant, some, rows, np.zeros((POINTS, 2)), some * 1e-30):
+        points = points.astype(np.float32)
+        fit = kmeans.kmeans(jax.random.key(0), points, GROUPS, distance="relative", start=start)
+        for x in fit:
+            assert np.isfinite(x).all()
+        assert (np.diff(fit.history) <= 1e-5 * fit.history[0]).all()
+    assert (np.asarray(fit.centres) >= points.min()).all()
+    assert (np.asarray(fit.centres) <= points.max()).all()

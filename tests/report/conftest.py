@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+COST = {"macs": 62_500_000, "base": 1_000_000_000, "find": 0, "choose": 0, "add": 0}
 REPORT = {
     "schema": "jvq.report/1",
     "command": "python -m jvq.main --config configs/x.py",
@@ -18,9 +19,12 @@ REPORT = {
     "protocol": {"weights": "4 bits", "rules": "none"},
     "bops_formula": "the formula",
     "rows": [
-        {"name": "float", "top1": 0.9, "agreement": 1.0, "kl": 0.0, "bytes": 40960, "bops": 64_000_000_000},
-        {"name": "minmax", "top1": 0.5, "agreement": 0.6, "kl": 1.25, "bytes": 4096, "bops": 1_000_000_000},
-        {"name": "igq", "top1": 0.805, "agreement": 0.905, "kl": 0.03125, "bytes": 8192, "bops": 1_100_000_000},
+        {"name": "float", "top1": 0.9, "agreement": 1.0, "kl": 0.0, "bytes": 40960, "bops": 64 * 10**9, "cost": COST},
+        {"name": "minmax", "top1": 0.5, "agreement": 0.6, "kl": 1.25, "bytes": 4096, "bops": 10**9, "cost": COST},
+        {
+            "name": "igq", "top1": 0.805, "agreement": 0.905, "kl": 0.03125, "bytes": 8192, "bops": 1_100_000_000,
+            "cost": {**COST, "find": 10**7, "choose": 2 * 10**7, "add": 7 * 10**7},
+        },
     ],
     "sites": {
         "patch.x": {"quantizer": "Uniform", "letters": "bnd", "bits": 8, "groups": None, "relative_error": 1.5e-5},

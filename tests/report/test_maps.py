@@ -11,6 +11,7 @@ ROW = {
     "nmse": 1.5,
     "bytes": 8192,
     "bops": 1e9,
+    "cost": {"macs": 1, "base": 1, "find": 0, "choose": 0, "add": 0},
 }
 
 

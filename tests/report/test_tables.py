@@ -2,7 +2,7 @@
 
 import pytest
 
-from jvq.report import figures_of, markdown, row_cells, site_cells
+from jvq.report import cost_cells, figures_of, markdown, row_cells, site_cells
 
 
 def test_a_row_in_cells(report):
@@ -61,7 +61,7 @@ def test_markdown_holds_everything(report):
 
 def test_markdown_tables_are_rectangular(report):
     rows = [line for line in markdown(report).splitlines() if line.startswith("|")]
-    assert sorted({line.count("|") for line in rows}) == [6, 7]  # 5 columns of sites, 6 of models
+    assert sorted({line.count("|") for line in rows}) == [6, 7, 8]  # 5 columns of sites, 6 of models, 7 of costs
 
 
 def test_markdown_says_what_is_missing(report):
@@ -71,3 +71,23 @@ def test_markdown_says_what_is_missing(report):
     assert "200 images of npz (test) without labels" in text
     assert "## Sites" not in text
     assert text.endswith("## Warnings\n\n- 2 images could not be read\n")
+
+
+def test_work_at_run_time_is_a_share_of_the_products(report):
+    assert cost_cells(report["rows"][1]) == ("minmax", "0.0625", "1.000", "0.00", "0.00", "0.00", "0.00")
+    assert cost_cells(report["rows"][2]) == ("igq", "0.0625", "1.000", "1.00", "2.00", "7.00", "10.00")
+
+
+def test_the_chosen_number_of_groups_stands_out(report):
+    sites = {
+        "patch.x": {"groups": 8, "candidates": [4, 8], "kl": [0.25, 0.5], "cost": [1, 2]},
+        "block00/attn/pv.p": {"groups": 4, "candidates": [2, 4], "kl": [1.0, 2e-5], "cost": [1, 2]},
+    }
+    allocation = {"budget": "bops", "limit": 12345, "spent": 12000, "mean_groups": 6.0, "kl": 0.5, "sites": sites}
+    text = markdown({**report, "allocation": allocation})
+    assert "Budget: 12,345 bit-operations at run time" in text
+    assert "spent 12,000" in text
+    assert "| address | groups | KL of 2 | KL of 4 | KL of 8 |" in text
+    assert "| patch.x | 8 |  | 2.5e-01 | **5.0e-01** |" in text
+    assert "| block00/attn/pv.p | 4 | 1.0e+00 | **2.0e-05** |  |" in text
+    assert "Number of groups" not in markdown(report)

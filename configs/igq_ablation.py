@@ -1,0 +1,69 @@
+"""Every baseline and every option of IGQ-ViT on an embedded model, one table, three calibration seeds; all figures.
+
+    python -m jvq.main --config configs/igq_ablation.py [--config.data.images=2000]
+    python -m jvq.main --config configs/igq_ablation.py:deit
+    python -m jvq.main --config configs/igq_ablation.py:swin
+    python -m jvq.main --config configs/igq_ablation.py:vit,front        accuracy against bit-operations, W2 to W8
+
+Rows that differ from "igq" (8 groups, our defaults) in one thing have its name. Each is fitted to 32 training images of
+Fashion-MNIST, drawn by the seed (0, 1, 2), which also starts k-means, and evaluated on 10,000 test images. Patch
+embedding and head at 8 bits. "order" tests neighbours of the paper's order in pairs of images.
+"""
+
+from jvq.config import config
+from jvq.core.errors import nearest
+
+WEIGHTS = {"vit": "fashion_vit", "deit": "fashion_deit", "swin": "fashion_swin"}
+GROUPS = (1, 2, 4, 12, 16, 24, 32)
+BASELINES = {
+    "percentile": dict(name="minmax", range="percentile"),
+    "mse": dict(name="minmax", range="mse", weight_range="mse"),
+    "static_consecutive": dict(linear="consecutive"),
+    "static_sorted": dict(linear="sorted"),
+    "static_kmeans": dict(linear="kmeans"),
+    "linear_only": dict(softmax="layer"),
+    "softmax_only": dict(linear="layer"),
+    "neither": dict(linear="layer", softmax="layer"),
+    "weights_only": dict(act_bits=32),
+}
+OPTIONS = {
+    "bounds_mean": dict(mstep="mean"),
+    "bounds_cover": dict(mstep="cover"),
+    "zero_point_clamp": dict(zero_point="clamp"),
+    "distance_absolute": dict(distance="absolute"),
+    "distance_relative": dict(distance="relative"),
+    "start_quantile": dict(start="quantile"),
+    "pooled": dict(statistics="pooled"),
+    "rows_by_token": dict(softmax_along="q"),
+    "ladder": dict(ladder=True),
+    "weights_max": dict(weight_range="max"),
+    "weights_percentile": dict(weight_range="percentile"),
+    "sequential": dict(sequential=True),
+}
+ALLOCATED = {
+    "igq_8_bops": dict(allocation="bops"),
+    "igq_8_mean": dict(allocation="mean_groups"),
+    "igq_12_bops": dict(groups=12, allocation="bops"),
+}
+ORDER = "minmax<igq<igq_8_bops<igq_12<igq_12_bops<igq_upper_bound"
+
+
+def get_config(arg=None):
+    model, _, part = (arg or "vit").partition(",")
+    if model not in WEIGHTS:
+        raise ValueError(f"config igq_ablation.py:{model}: no such model{nearest(model, WEIGHTS)}")
+    if part not in ("", "front"):
+        raise ValueError(f"config igq_ablation.py:{arg}: no part '{part}'{nearest(part, ['front'])}")
+    groups = {f"igq_{g}": dict(groups=g) for g in GROUPS}
+    rows = {f"igq_{g}": groups[f"igq_{g}"] for g in (4, 16)} if part else BASELINES | groups | OPTIONS | ALLOCATED
+    name = "igq_ablation" + (f"_{model}" if model != "vit" else "") + (f"_{part}" if part else "")
+    return config(
+        name,
+        "igq",
+        weights=WEIGHTS[model],
+        bits=4,
+        rows={label: {"name": "igq", **row} for label, row in rows.items()},
+        widths="W8A8,W6A6,W5A5,W4A4,W3A3,W2A2" if part else "",
+        seeds=3,
+        order="" if part else ORDER,
+    )

@@ -1,0 +1,147 @@
+"""Static group quantisation: every channel or row keeps the group that it got at calibration, in every image.
+
+The baselines of Moon et al., Instance-Aware Group Quantization for Vision Transformers, CVPR 2024, table 5:
+consecutive channels, and channels sorted by their range (the range-based permutation of Bondarenko et al., EMNLP
+2021). ``grouping="kmeans"`` is ours: the groups of :class:`jvq.quantizers.Grouped`, frozen; what remains between the
+two is the choice by the image. How the paper bounds its static groups is not known to us: ``bounds`` has three ways.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvq.core import axes, ranges
+from jvq.core.quantizer import Codes, Overhead, State
+from jvq.core.rounding import fake_quantize
+from jvq.quantizers import kmeans
+from jvq.quantizers.uniform import check_bits, check_choice, integers, sample
+
+Grouping = Literal["consecutive", "sorted", "kmeans"]
+GroupBounds = Literal["cover", "mean", "mse"]
+GROUPINGS: tuple[Grouping, ...] = ("consecutive", "sorted", "kmeans")
+GROUP_BOUNDS: tuple[GroupBounds, ...] = ("cover", "mean", "mse")
+
+
+@dataclasses.dataclass(frozen=True)
+class StaticGrouped:
+    """``groups`` frozen uniform quantisers; each index of the axes ``along`` uses the same one in every image.
+
+    An index is described by its (min, max) over all else, calibration images included. ``grouping``: equal runs of
+    neighbouring indices (along several axes: flattened in the operand's order), of indices sorted by ``max - min``, or
+    k-means. ``bounds`` of a group: of all its members' values, the means of its members' bounds, or of least error.
+    State, float32: ``scale zero`` [along], those of each index's group, and ``levels`` [] = 2**bits - 1.
+    """
+
+    bits: int = 4
+    groups: int = 8
+    along: str = "d"
+    grouping: Grouping = "consecutive"
+    bounds: GroupBounds = "cover"
+    nonnegative: bool = False  # the lower bound is 0 and indices are grouped by their maximum alone
+    zero_point: ranges.ZeroPoint = "extend"
+    restarts: int = 3  # of k-means
+    iterations: int = 50  # of k-means, at most
+    values: int = 2**20  # the mse search looks at no more values than about this, evenly strided: an approximation
+    seed: int = 0  # of k-means
+
+    traced: ClassVar[tuple[str, ...]] = ("bits", "seed")
+
+    def check(self, letters: str, shape: tuple[int, ...]) -> None:
+        check_bits(self.bits)
+        axes.require(self.along, letters, what="along")
+        if not self.along or "b" in self.along:
+            raise ValueError(f"along: got '{self.along}', must name axes of the operand other than the image's 'b'")
+        size = dict(zip(letters, shape, strict=True))
+        count = math.prod(size[a] for a in self.along)
+        if not 1 <= self.groups <= count:
+            raise ValueError(f"groups: got {self.groups}, must be from 1 to the {count} indices along '{self.along}'")
+        for name in ("restarts", "iterations", "values"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, must be at least 1")
+        check_choice("grouping", self.grouping, GROUPINGS)
+        check_choice("bounds", self.bounds, GROUP_BOUNDS)
+        check_choice("zero_point", self.zero_point, ranges.ZERO_POINTS)
+
+    def init(self, samples: jax.Array, letters: str) -> State:
+        points = self.points(samples, letters)
+        group = self.membership(points)
+        levels = ranges.level_count(self.bits)
+        lower, upper = self._group_bounds(samples, letters, points, group, levels)
+        scale, zero = ranges.affine(lower, upper, levels, self.zero_point)
+        shape = [samples.shape[i] for i in axes.indices(axes.ordered(self.along, letters), letters)]
+        return {"scale": scale[group].reshape(shape), "zero": zero[group].reshape(shape), "levels": levels}
+
+    def apply(self, state: State, x: jax.Array, letters: str) -> jax.Array:
+        scale, zero = self._expanded(state, letters)
+        return fake_quantize(x, scale, zero, state["levels"], jnp.float32(1.0))
+
+    def encode(self, state: State, x: jax.Array, letters: str) -> Codes:
+        scale, zero = self._expanded(state, letters)
+        return integers(x, scale, zero, state["levels"])
+
+    def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> Overhead:
+        """Partial sums where the groups divide the contracted axis; what an image is like is never looked at."""
+        divided = any(a in contracted for a in self.along)
+        return Overhead(add=beta * (self.groups - 1) * product if divided else 0)
+
+    def points(self, samples: jax.Array, letters: str) -> jax.Array:
+        """(min, max) of each index along, over all else, float32 [p 2]; the minimum is 0 where ``nonnegative``."""
+        lower, upper = ranges.extremes(samples, axes.others(self.along, letters))
+        if self.nonnegative:
+            lower = jnp.zeros_like(upper)
+        return jnp.stack([lower, upper], axis=-1).reshape(-1, 2)
+
+    def membership(self, points: jax.Array) -> jax.Array:
+        """The group of each point, int32 [p]."""
+        if self.grouping == "kmeans":
+            key = jax.random.key(self.seed)
+            found = kmeans.kmeans(key, points, self.groups, restarts=self.restarts, iterations=self.iterations)
+            return found.group.astype(jnp.int32)
+        count = points.shape[0]
+        runs = jnp.asarray(np.arange(count) * self.groups // count, jnp.int32)
+        if self.grouping == "consecutive":
+            return runs
+        order = jnp.argsort(points[:, 1] - points[:, 0])
+        return jnp.zeros_like(runs).at[order].set(runs)
+
+    def _expanded(self, state: State, letters: str) -> tuple[jax.Array, jax.Array]:
+        kept = axes.ordered(self.along, letters)
+        return axes.expand(state["scale"], kept, letters), axes.expand(state["zero"], kept, letters)
+
+    def _group_bounds(
+        self, samples: jax.Array, letters: str, points: jax.Array, group: jax.Array, levels: jax.Array
+    ) -> ranges.Bounds:
+        """The groups' bounds [g], [g]; 0 where k-means left a group without members."""
+        member = jax.nn.one_hot(group, self.groups, dtype=bool)
+        count = member.sum(axis=0)
+        low, high = points[:, :1], points[:, 1:]
+        if self.bounds == "mean":
+            some = jnp.maximum(count, 1).astype(jnp.float32)
+            return jnp.where(member, low, 0.0).sum(axis=0) / some, jnp.where(member, high, 0.0).sum(axis=0) / some
+        lower = jnp.where(count > 0, jnp.where(member, low, jnp.inf).min(axis=0), 0.0)
+        upper = jnp.where(count > 0, jnp.where(member, high, -jnp.inf).max(axis=0), 0.0)
+        if self.bounds == "cover":
+            return lower, upper
+        return self._least_error(samples, letters, (lower, upper), group, levels)
+
+    def _least_error(
+        self, samples: jax.Array, letters: str, cover: ranges.Bounds, group: jax.Array, levels: jax.Array
+    ) -> ranges.Bounds:
+        """Bounds of least squared error of the values in each group, searched from the covering ones."""
+        kept = axes.ordered(self.along, letters)
+        over = axes.others(kept, letters)
+        x, weight = sample(samples.astype(jnp.float32), over, self.values)
+        where = group.reshape([x.shape[i] for i in axes.indices(kept, letters)])
+        member = jax.nn.one_hot(group, self.groups, dtype=bool)
+
+        def error(lower: jax.Array, upper: jax.Array) -> jax.Array:
+            scale, zero = ranges.affine(lower, upper, levels, self.zero_point)
+            s, z = (axes.expand(jnp.take(t, where, axis=0), kept, letters) for t in (scale, zero))
+            off = (weight * jnp.square(x - fake_quantize(x, s, z, levels, jnp.float32(1.0)))).sum(axis=over)
+            return jnp.where(member, off.reshape(-1, 1), 0.0).sum(axis=0)
+
+        return ranges.least_error(*cover, error)
