@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ import numpy as np
 
 def fingerprint(*things: Any) -> str:
     """A short digest of arrays and of whatever ``repr`` tells apart, in trees."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(things):
+    leaves, form = jax.tree.flatten(things)
+    digest = hashlib.sha256(str(form).encode())
+    for leaf in leaves:
         if hasattr(leaf, "dtype"):
-            leaf = np.ascontiguousarray(leaf)
-            digest.update(f"{leaf.dtype} {leaf.shape}".encode())
+            leaf = np.asarray(leaf)
+            digest.update(f"{leaf.dtype} {leaf.shape}\n".encode())
             digest.update(leaf.tobytes())
         else:
-            digest.update(repr(leaf).encode())
+            digest.update(f"{leaf!r}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -37,8 +39,10 @@ class Journal(MutableMapping[str, Any]):
         if lines[:1] == [head]:
             for line in lines[1:]:
                 self.values_.update(json.loads(line))
-        with path.open("w") as file:
-            file.write("".join(f"{line}\n" for line in (head, *(json.dumps({k: v}) for k, v in self.values_.items()))))
+        kept = (head, *(json.dumps({k: v}) for k, v in self.values_.items()))
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(part, path)  # an interruption loses nothing
         self.resumed = len(self.values_)  #: values found in the file
 
     def __getitem__(self, key: str) -> Any:

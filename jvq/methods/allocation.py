@@ -16,7 +16,7 @@ from jvq.accounting import BETA
 from jvq.core.calibrate import Fitted, Track, calibrate_all, silent
 from jvq.core.quantizer import Quantizer, State
 from jvq.core.recipe import Forward, Operand, Plan, Sites
-from jvq.methods.budget import choose
+from jvq.methods.budget import check, choose
 from jvq.methods.sensitivity import Journal, sweep
 from jvq.quantizers import Grouped
 
@@ -53,6 +53,9 @@ def allocate(
     """
     offers = _offers(plan, groups, known)
     fixed = {a: offer.fixed for a, offer in offers.items()}
+    costs = {a: [_cost(budget, q, known[a]) for q in o.candidates] for a, o in offers.items()}
+    limit = sum(_cost(budget, q, known[a]) for a, q in fixed.items())
+    check([*costs.values()], limit)
     most = max(len(offer.candidates) for offer in offers.values())
     plans: list[Plan] = [{**plan, **fixed}]
     plans += [{a: o.candidates[i] for a, o in offers.items() if i < len(o.candidates)} for i in range(most)]
@@ -62,8 +65,6 @@ def allocate(
     base = ({}, {}) if rest == "float" else (activations, {a: first[a] for a in activations})
     offered = {a: o.candidates for a, o in offers.items()}
     loss = sweep(forward, params, images, offered, states, known, base=base, track=track, journal=journal)
-    costs = {a: [_cost(budget, q, known[a]) for q in o.candidates] for a, o in offers.items()}
-    limit = sum(_cost(budget, q, known[a]) for a, q in fixed.items())
     chosen = dict(zip(offers, choose([*loss.values()], [*costs.values()], limit), strict=True))
     picked = {a: o.candidates[chosen[a]] for a, o in offers.items()}
     qstate = {a: _cut(states[a][chosen[a]], picked[a].groups) if a in offers else first[a] for a in plan}

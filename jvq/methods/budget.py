@@ -20,13 +20,18 @@ def choose(loss: Table, cost: Table, budget: float | int) -> list[int]:
         raise ValueError("allocation: a site without candidates, or with a loss or a cost that is not finite")
     if not losses:
         return []
-    least = sum(row.min() for row in costs)
-    if least > budget:
-        raise ValueError(f"allocation: the cheapest candidates cost {least:.6g}, more than the budget of {budget:.6g}")
+    check(costs, budget)
     chosen = _solved(losses, costs, budget)
     spent = sum(row[i] for row, i in zip(costs, chosen, strict=True))
     assert spent <= budget, f"{spent} spent of {budget}"
     return chosen
+
+
+def check(cost: Table, budget: float | int) -> None:
+    """Raises ``ValueError`` where the cheapest choice costs more than the budget."""
+    least = sum(min(row) for row in cost)
+    if least > budget:
+        raise ValueError(f"allocation: the cheapest candidates cost {least:.6g}, more than the budget of {budget:.6g}")
 
 
 def _solved(losses: list[np.ndarray], costs: list[np.ndarray], budget: float | int) -> list[int]:

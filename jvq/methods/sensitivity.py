@@ -127,4 +127,5 @@ def divergence(reference: Float[Array, "b ..."], got: Float[Array, "b ..."]) -> 
 def _kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     """``p log(p / q) + q - p``: sums like KL, as both sum to 1, but no term is negative and small ones stay exact."""
     d = log_q - log_p
-    return jnp.exp(log_p) * (jnp.expm1(d) - d)
+    near = jnp.minimum(d, 1.0)  # where q is much greater than p, its exponential would be too large
+    return jnp.where(d < 1, jnp.exp(log_p) * (jnp.expm1(near) - near), jnp.exp(log_q) - jnp.exp(log_p) * (1 + d))

@@ -52,7 +52,7 @@ def fit_ladder(
     an octave, then around the best in steps of 1/32 octave. At every scale each group takes the best of six zero
     points, in every ladder the best of its scales; the ladder of least sum wins. Ladders an eighth of an octave apart
     share all their scales but one an octave, so that a scale's error is computed once. Where all are equal (a group
-    without values) the scale nearest to the covering one is taken.
+    without values) the quantiser nearest to the covering one is taken.
     """
     low, high = jnp.minimum(lower, 0.0), jnp.maximum(upper, 0.0)
     covering, _ = ranges.affine(low, high, levels, "extend")
@@ -88,13 +88,14 @@ def fit_ladder(
 
 
 def _parts(low: Float[Array, " g"], width: Float[Array, " g"], nonnegative: bool) -> Float[Array, "z g"]:
-    """Of what a scale clips of the covering interval, the part that falls to its lower end: quarters, and its share.
+    """Of what a scale clips of the covering interval, the part that falls to its lower end: its share, and quarters.
 
-    The last keeps the covering quantiser's own zero point. Without values below 0 no zero point but 0 makes sense.
+    The first keeps the covering quantiser's own zero point, and is taken where errors are equal. Without values below
+    0 no zero point but 0 makes sense.
     """
     if nonnegative:
         return jnp.zeros_like(low)[None]
-    return jnp.stack([*(jnp.full_like(low, i / 4) for i in range(5)), -low * (1.0 / width)])
+    return jnp.stack([-low * (1.0 / width), *(jnp.full_like(low, i / 4) for i in range(5))])
 
 
 def _passes() -> Search:

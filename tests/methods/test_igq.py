@@ -45,7 +45,11 @@ SAME |= {"restarts": (7,), "iterations": (9,), "statistics": ("pooled",), "seed"
 CASES = {  # options: the addresses that change, to what
     "bits": (
         dict(bits=6),
-        {**{a: dict(bits=6) for a in LINEAR + MAPS + QKV}, **{a: Uniform(6, k) for a, k in WEIGHTS.items()}},
+        {
+            **{a: dict(bits=6) for a in LINEAR + MAPS},
+            **{a: dict(bits=6, range="max") for a in QKV},
+            **{a: Uniform(6, k) for a, k in WEIGHTS.items()},
+        },
     ),
     "weight_bits": (dict(weight_bits=3), {a: dict(bits=3) for a in WEIGHTS}),
     "act_bits": (dict(act_bits=3), {a: dict(bits=3) for a in LINEAR + MAPS + QKV}),

@@ -25,7 +25,6 @@ ROLES = ("one.x", "one.w", "qk.q", "qk.k", "two.x", "two.w")  # of the model bel
 BYTES = 4 * (4 * 8 + 4 * 4 + 6)  # of its products, per image
 AMOUNTS = (0.0, 0.1, 0.3)
 HEARD: list[str] = []
-OVERFLOWS = pytest.mark.xfail(strict=True, reason="expm1 of 89 and more is infinite in float32, times exp(-89) nan")
 diverge = jax.jit(divergence)
 
 
@@ -392,7 +391,7 @@ def test_a_constant_on_all_logits_is_no_difference(rng):
     np.testing.assert_allclose(diverge(x, x + 7), 0, atol=1e-11)
 
 
-@pytest.mark.parametrize("gap", [30.0, 80.0, *(pytest.param(gap, marks=OVERFLOWS) for gap in (90.0, 1000.0))])
+@pytest.mark.parametrize("gap", [30.0, 80.0, 90.0, 1000.0])
 def test_certain_logits_that_change_their_mind_diverge_by_the_gap(gap):
     x = jnp.asarray([[gap, 0.0]])
     np.testing.assert_allclose(diverge(x, x[:, ::-1]), gap, rtol=0.02)

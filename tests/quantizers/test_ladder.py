@@ -159,7 +159,7 @@ def small(seed):
     return [rng.normal(1, 4, 300), rng.normal(-0.2, 0.7, 300), np.abs(rng.normal(0, 2, 300))]
 
 
-def fit(of, bits, **more):
+def fit(of, bits):
     """The scales and zero points of groups with these values; an error that knows nothing of :class:`Grouped`."""
     x, group = np.concatenate(of).astype(np.float32), np.repeat(np.arange(len(of)), [len(v) for v in of])
 
@@ -168,13 +168,10 @@ def fit(of, bits, **more):
         off = jnp.square(x - s * (jnp.clip(jnp.round(x * (1 / s)) + z, 0, 2.0**bits - 1) - z))
         return jax.ops.segment_sum(off, group, len(of))
 
-    lower, upper = (jnp.asarray([f(v) if len(v) else e for v in of], jnp.float32) for f, e in ((min, -2), (max, 1)))
-    scale, zero = _fit(lower, upper, jnp.float32(2**bits - 1), error)
+    lower, upper = (jnp.asarray([f(v) if len(v) else e for v in of], jnp.float32) for f, e in ((min, -8), (max, 7)))
+    run = jax.jit(lambda low, high, levels: fit_ladder(low, high, levels, error, nonnegative=False))
+    scale, zero = run(lower, upper, jnp.float32(2**bits - 1))
     return np.asarray(scale, np.float64), np.asarray(zero, np.float64)
-
-
-def _fit(lower, upper, levels, error):
-    return jax.jit(lambda low, high, n: fit_ladder(low, high, n, error, nonnegative=False))(lower, upper, levels)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 6])
@@ -196,9 +193,10 @@ def test_a_group_without_values_takes_the_scale_nearest_to_its_covering_one():
     scale, zero = fit(of, 4)
     alone, _ = fit(of[:3], 4)
     np.testing.assert_array_equal(scale[:3], alone)
-    ladder = alone.min() * 2.0 ** np.arange(-3, 4)  # the base may lie below the scales in use
-    assert scale[3] == ladder[np.abs(ladder - 3 / 15).argmin()]
-    assert zero[3] in np.round([2 / scale[3], 15 - 1 / scale[3], 7.5 + 0.5 / scale[3], 10])
+    ladder = alone.min() * 2.0 ** np.arange(4)
+    assert ladder[0] < 1 < ladder[-1]  # (7 + 8) / 15, the covering scale
+    assert scale[3] == ladder[np.abs(ladder - 1).argmin()]
+    assert zero[3] == 8  # that of the covering quantiser
 
 
 def test_padding_changes_nothing_and_numbers_of_groups_share_an_executable(data, fitted):
