@@ -178,7 +178,7 @@ def test_any_losses_are_balanced_against_the_budget(budget, groups, tiny, journa
 def test_the_states_are_those_of_calibrating_the_final_plan(fits, tiny):
     """Spec 4: after allocation each site has its own number of groups, without the padding of the search."""
     fitted, before = fits["bops", "quantized"], planned(tiny, OPTIONS)
-    changed = next((a for a in LINEAR if fitted.plan[a] != before[a]), LINEAR[0])
+    changed = next((a for a in LINEAR if fitted.plan[a] != before[a]), next(iter(LINEAR)))
     some = {a: fitted.plan[a] for a in (changed, MAPS, "head.x", "head.w")}
     for a, state in calibrate(tiny.forward, tiny.params, tiny.images, some, tiny.known).items():
         assert state.keys() == fitted.qstate[a].keys()
