@@ -38,9 +38,10 @@ def sweep(
 ) -> dict[str, list[float]]:
     """By address the divergence (nats) that each candidate causes alone, mean over float images [b y x c].
 
-    ``states`` are the candidates' own; those of one address differ in their arrays' values only. ``base`` is what the
-    rest of the model is quantised with (nothing: float), the reference is always the float model. Recorded products
-    stay below about ``memory`` bytes. What ``journal`` holds already is not computed again.
+    ``states`` are the candidates' own, arrays of the same names and shapes in all: the candidates of an address are of
+    one kind and differ in their states only. ``base`` is what the rest of the model is quantised with (nothing: float);
+    the reference is always the float model. Recorded products stay below about ``memory`` bytes. What ``journal`` holds
+    already is not computed again.
     """
     journal = {} if journal is None else journal
     plan, rest = base
@@ -125,7 +126,7 @@ def divergence(reference: Float[Array, "b ..."], got: Float[Array, "b ..."]) -> 
 
 
 def _kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """``p log(p / q) + q - p``: sums like KL, as both sum to 1, but no term is negative and small ones stay exact."""
+    """``p log(p / q) + q - p``: sums like KL, as both sum to 1, but no term is negative."""
     d = log_q - log_p
     near = jnp.minimum(d, 1.0)  # where q is much greater than p, its exponential would be too large
     return jnp.where(d < 1, jnp.exp(log_p) * (jnp.expm1(near) - near), jnp.exp(log_q) - jnp.exp(log_p) * (1 + d))
