@@ -15,7 +15,7 @@ points, float parameters, and the state of the activations' quantisers.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +70,7 @@ def costs(known: Sites, plan: Plan, beta: int = BETA) -> dict[str, Cost]:
             base *= FLOAT_BITS if quantizer is None else quantizer.bits
             if quantizer is not None:
                 extra.append(quantizer.overhead(o.letters, o.shape, o.contracted, math.prod(o.product), beta))
-        table[site] = Cost(count, base, Overhead(*map(sum, zip(*extra, strict=True))))
+        table[site] = Cost(count, base, _together(extra))
     return table
 
 
@@ -81,8 +81,12 @@ def bops(known: Sites, plan: Plan, beta: int = BETA) -> int:
 
 def total(table: Mapping[str, Cost]) -> Cost:
     """The sum over the sites."""
-    overhead = Overhead(*(sum(part) for part in zip(*(cost.overhead for cost in table.values()), strict=True)))
-    return Cost(sum(c.macs for c in table.values()), sum(c.base for c in table.values()), overhead)
+    every = table.values()
+    return Cost(sum(c.macs for c in every), sum(c.base for c in every), _together(c.overhead for c in every))
+
+
+def _together(parts: Iterable[Overhead]) -> Overhead:
+    return Overhead(*map(sum, zip(*parts, strict=True)))
 
 
 def spent(known: Sites, plan: Plan, beta: int = BETA) -> dict[str, Any]:

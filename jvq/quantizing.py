@@ -91,15 +91,14 @@ def _sites(
     fits: Mapping[str, tuple[Row, Fitted]], name: str, checkpoint: Checkpoint, known: Sites, images: np.ndarray
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The method's operands with their errors on float operands, and what is wrong with its groups."""
+    forward, params, letters = checkpoint.model.forward, checkpoint.params, {a: o.letters for a, o in known.items()}
+
+    def errors_of(name: str) -> dict[str, float]:
+        row, fit = fits[name]
+        return evaluate.site_errors(forward, params, row.plan, fit.qstate, letters, images)
+
     row, fit = fits[name]
-    found = site_table(row, fit.qstate, checkpoint, known, images)
-    errors = {address: site["relative_error"] for address, site in found.items()}
-    letters = {address: o.letters for address, o in known.items()}
-    use = evaluate.group_use(checkpoint.model.forward, checkpoint.params, row.plan, fit.qstate, letters, images)
-    if not use:
-        return found, []
-    plain = {}
-    if "minmax" in fits and name != "minmax":
-        beside = site_table(fits["minmax"][0], fits["minmax"][1].qstate, checkpoint, known, images)
-        plain = {address: site["relative_error"] for address, site in beside.items()}
-    return found, troubles_of(fit.qstate, use, errors, plain)
+    errors = errors_of(name)
+    use = evaluate.group_use(forward, params, row.plan, fit.qstate, letters, images)
+    plain = errors_of("minmax") if use and "minmax" in fits and name != "minmax" else {}
+    return site_table(row.plan, known, errors), troubles_of(fit.qstate, use, errors, plain)

@@ -137,12 +137,8 @@ def apart(a: Any, b: Any) -> float:
     return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-def site_table(
-    row: Row, qstate: Mapping[str, State], checkpoint: Checkpoint, known: Sites, images: np.ndarray
-) -> dict[str, dict[str, Any]]:
-    letters = {address: o.letters for address, o in known.items()}
-    forward = checkpoint.model.forward
-    errors = evaluate.site_errors(forward, checkpoint.params, row.plan, qstate, letters, images)
+def site_table(plan: Mapping[str, Quantizer], known: Sites, errors: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """The report's ``sites``: every operand's quantiser and its relative error."""
     return {
         address: {
             "quantizer": type(q).__name__,
@@ -151,5 +147,5 @@ def site_table(
             "groups": getattr(q, "groups", None),
             "relative_error": errors[address],
         }
-        for address, q in row.plan.items()
+        for address, q in plan.items()
     }

@@ -59,7 +59,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
                     track=console.track,
                 )
                 scores = task.score(reference, got)._asdict()
-                for measure, values in task.images(reference, got).items():
+                for measure, values in task.images(reference, got).items() if chains else ():
                     errors.setdefault((width, name), {}).setdefault(measure, []).append(values)
             runs.append({"width": width, "name": name, "seed": seed, **scores, **accounting.spent(known, plan)})
             console.say(", ".join(f"{key} {value:.4f}" for key, value in scores.items() if value is not None))

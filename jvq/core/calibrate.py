@@ -77,9 +77,9 @@ def calibrate_all(
     """
     wanted: dict[str, dict[Quantizer, State]] = {}
     for plan in plans:
-        _check(images, plan, known)
         for address, quantizer in plan.items():
             wanted.setdefault(address, {})[quantizer] = {}
+    _check(images, wanted, known)
     activations = [a for a in known if a in wanted and known[a].path is None]
     for address in (a for a in wanted if known[a].path is not None):
         _init_all(wanted[address], _leaf(params, known[address]), known[address].letters, address)
@@ -92,14 +92,14 @@ def calibrate_all(
     return [{address: wanted[address][quantizer] for address, quantizer in plan.items()} for plan in plans]
 
 
-def _check(images: np.ndarray, plan: Plan, known: Sites) -> None:
-    """Raises ``ValueError`` where the images, or an operand of the plan, are nothing to calibrate on."""
+def _check(images: np.ndarray, addresses: Iterable[str], known: Sites) -> None:
+    """Raises ``ValueError`` where the images, or an operand, are nothing to calibrate on."""
     if not len(images):
         raise ValueError("calibration: no images, at least one is needed")
     bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(axis=1))
     if bad.size:
         raise ValueError(f"calibration image {bad[0]} has values that are not finite ({bad.size} such images)")
-    for address in plan:
+    for address in addresses:
         if known[address].path is None and not known[address].batched:
             raise ValueError(f"{address}: neither a parameter nor an activation (axis 'b'): nothing to calibrate on")
 

@@ -19,6 +19,7 @@ from jvq.core.recipe import Forward, Operand, Plan, Sites
 from jvq.methods.budget import check, choose
 from jvq.methods.sensitivity import Journal, sweep
 from jvq.quantizers import Grouped
+from jvq.quantizers.grouped import indices
 
 Budget = Literal["none", "bops", "mean_groups"]
 Rest = Literal["float", "quantized"]
@@ -82,7 +83,7 @@ def _offers(plan: Plan, groups: Sequence[int], known: Sites) -> dict[str, Offer]
     length = max(*groups, *(q.groups for q in grouped.values()))
     found = {}
     for address, q in grouped.items():
-        points = q.indices(known[address].letters, known[address].shape)
+        points = indices(q.along, known[address].letters, known[address].shape)
         candidates = [dataclasses.replace(q, groups=g, capacity=length) for g in sorted(set(groups)) if g <= points]
         if not candidates:
             raise ValueError(

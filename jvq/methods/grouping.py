@@ -55,9 +55,8 @@ def troubles_of(
     """
     found = []
     for address, counts in use.items():
-        state = {name: np.asarray(qstate[address][name]).tolist() for name in ("lower", "upper", "scale", "zero")}
-        groups = len(counts)
-        centres = len({*zip(state["lower"], state["upper"], strict=True)})
+        lower, upper = (np.asarray(qstate[address][name]).tolist() for name in ("lower", "upper"))
+        groups, centres = len(counts), len({*zip(lower, upper, strict=True)})
         if centres < groups:
             found.append(f"{address}: {groups - centres} of {groups} groups are duplicates of others")
         if not all(counts):

@@ -63,11 +63,7 @@ class Grouped:
         axes.require(self.along, letters, what="along")
         if self.ladder and self.bits >= 8:
             raise ValueError(f"ladder: {self.bits} bits leave no room in int8, must be at most 7")
-        if not self.along or "b" in self.along:
-            raise ValueError(f"along: got '{self.along}', must name axes of the operand other than the image's 'b'")
-        points = self.indices(letters, shape)
-        if not 1 <= self.groups <= points:
-            raise ValueError(f"groups: got {self.groups}, must be from 1 to the {points} indices along '{self.along}'")
+        check_groups(self.groups, self.along, letters, shape)
         if self.capacity is not None and self.capacity < self.groups:
             raise ValueError(f"capacity: got {self.capacity}, must be at least groups = {self.groups}")
         for name in ("restarts", "iterations"):
@@ -126,16 +122,11 @@ class Grouped:
         rows ``beta H N**2`` + ``beta H N G``: a row's scale factors out of the sum. With a ladder there are no partial
         sums: codes are shifted into one operand, and shifts of integers are free in this accounting.
         """
-        points = self.indices(letters, shape)
+        points = indices(self.along, letters, shape)
         find = beta * math.prod(shape) * (1 if self.nonnegative else 2)
         choose = points * self.groups * (beta if self.nonnegative else 3 * beta + 2 * beta**2)
         divided = not self.ladder and any(a in contracted for a in self.along)
         return Overhead(find, choose, beta * (self.groups - 1) * product if divided else 0)
-
-    def indices(self, letters: str, shape: tuple[int, ...]) -> int:
-        """How many channels or rows an image has that each choose a group."""
-        size = dict(zip(letters, shape, strict=True))
-        return math.prod(size[a] for a in self.along)
 
     @property
     def length(self) -> int:
@@ -192,19 +183,44 @@ class Grouped:
     def _error(self, samples: jax.Array, letters: str, found: kmeans.Fit, levels: jax.Array) -> GroupError:
         """The squared error of the values in each group, [g] of scales [g] and zero points [g]."""
         kept = axes.ordered("b" + self.along, letters)
-        over = axes.others(kept, letters)
-        x, weight = sample(samples.astype(jnp.float32), over, self.values)
-        shape = tuple(x.shape[i] for i in axes.indices(kept, letters))
+        shape = tuple(samples.shape[i] for i in axes.indices(kept, letters))
         if self.statistics == "pooled" and "b" in letters:
             pooled = tuple(1 if a == "b" else n for a, n in zip(kept, shape, strict=True))
             group = jnp.broadcast_to(found.group.reshape(pooled), shape)
         else:
             group = found.group.reshape(shape)
-        member = jax.nn.one_hot(group.reshape(-1), self.length, dtype=jnp.float32)
+        return group_error(samples, letters, kept, group, self.length, levels, self.values)
 
-        def error(scale: jax.Array, zero: jax.Array) -> jax.Array:
-            s, z = (axes.expand(jnp.take(t, group, axis=0), kept, letters) for t in (scale, zero))
-            off = (weight * jnp.square(x - fake_quantize(x, s, z, levels, jnp.float32(1.0)))).sum(axis=over)
-            return jnp.einsum("p,pg->g", off.reshape(-1), member, precision=jax.lax.Precision.HIGHEST)
 
-        return error
+def indices(along: str, letters: str, shape: tuple[int, ...]) -> int:
+    """How many channels or rows an image has that each belong to a group."""
+    size = dict(zip(letters, shape, strict=True))
+    return math.prod(size[a] for a in along)
+
+
+def check_groups(groups: int, along: str, letters: str, shape: tuple[int, ...]) -> None:
+    """Raises ``ValueError`` where ``along`` names no axes of one image, or there are more groups than indices."""
+    if not along or "b" in along:
+        raise ValueError(f"along: got '{along}', must name axes of the operand other than the image's 'b'")
+    count = indices(along, letters, shape)
+    if not 1 <= groups <= count:
+        raise ValueError(f"groups: got {groups}, must be from 1 to the {count} indices along '{along}'")
+
+
+def group_error(
+    samples: jax.Array, letters: str, kept: str, group: jax.Array, groups: int, levels: jax.Array, values: int
+) -> GroupError:
+    """The squared error of the values in each group, [g] of scales [g] and zero points [g].
+
+    ``group`` [kept] says which each index belongs to; no more than about ``values`` values are looked at.
+    """
+    over = axes.others(kept, letters)
+    x, weight = sample(samples.astype(jnp.float32), over, values)
+    member = jax.nn.one_hot(group.reshape(-1), groups, dtype=jnp.float32)
+
+    def error(scale: jax.Array, zero: jax.Array) -> jax.Array:
+        s, z = (axes.expand(jnp.take(t, group, axis=0), kept, letters) for t in (scale, zero))
+        off = (weight * jnp.square(x - fake_quantize(x, s, z, levels, jnp.float32(1.0)))).sum(axis=over)
+        return jnp.einsum("p,pg->g", off.reshape(-1), member, precision=jax.lax.Precision.HIGHEST)
+
+    return error

@@ -67,10 +67,19 @@ def assign(
 
 def quantile_start(points: Float[Array, "p 2"], groups: Groups, capacity: int) -> Float[Array, "g 2"]:
     """Means of ``groups`` equally large chunks of the points sorted by range (max - min); as many as ``capacity``."""
+    return _means(points, sorted_runs(points, groups), jnp.zeros((capacity, 2), jnp.float32))
+
+
+def sorted_runs(points: Float[Array, "p 2"], groups: Groups) -> Int[Array, " p"]:
+    """The chunk of each point, of ``groups`` equally large ones of the points sorted by range (max - min)."""
     order = jnp.argsort(points[:, 1] - points[:, 0])
     count = points.shape[0]
-    label = jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32) * groups // count)
-    return _means(points, label, jnp.zeros((capacity, 2), jnp.float32))
+    return jnp.zeros(count, jnp.int32).at[order].set(runs(count, groups))
+
+
+def runs(count: int, groups: Groups) -> Int[Array, " p"]:
+    """``groups`` equally long runs of ``count`` neighbours: the run of each."""
+    return jnp.arange(count, dtype=jnp.int32) * groups // count
 
 
 def plus_plus_start(

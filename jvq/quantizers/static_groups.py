@@ -7,23 +7,20 @@ two is the choice by the image. How the paper bounds its static groups is not kn
 """
 
 import dataclasses
-import math
+from functools import partial
 from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jvq.core import axes, ranges
 from jvq.core.quantizer import Codes, Overhead, State
-from jvq.core.rounding import fake_quantize
 from jvq.quantizers import kmeans
-from jvq.quantizers.uniform import check_bits, check_choice, integers, sample
+from jvq.quantizers.grouped import MSTEPS, MStep, check_groups, group_error
+from jvq.quantizers.uniform import Uniform, check_bits, check_choice
 
 Grouping = Literal["consecutive", "sorted", "kmeans"]
-GroupBounds = Literal["cover", "mean", "mse"]
 GROUPINGS: tuple[Grouping, ...] = ("consecutive", "sorted", "kmeans")
-GROUP_BOUNDS: tuple[GroupBounds, ...] = ("cover", "mean", "mse")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +37,7 @@ class StaticGrouped:
     groups: int = 8
     along: str = "d"
     grouping: Grouping = "consecutive"
-    bounds: GroupBounds = "cover"
+    bounds: MStep = "cover"
     nonnegative: bool = False  # the lower bound is 0 and indices are grouped by their maximum alone
     zero_point: ranges.ZeroPoint = "extend"
     restarts: int = 3  # of k-means
@@ -53,17 +50,12 @@ class StaticGrouped:
     def check(self, letters: str, shape: tuple[int, ...]) -> None:
         check_bits(self.bits)
         axes.require(self.along, letters, what="along")
-        if not self.along or "b" in self.along:
-            raise ValueError(f"along: got '{self.along}', must name axes of the operand other than the image's 'b'")
-        size = dict(zip(letters, shape, strict=True))
-        count = math.prod(size[a] for a in self.along)
-        if not 1 <= self.groups <= count:
-            raise ValueError(f"groups: got {self.groups}, must be from 1 to the {count} indices along '{self.along}'")
+        check_groups(self.groups, self.along, letters, shape)
         for name in ("restarts", "iterations", "values"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, must be at least 1")
         check_choice("grouping", self.grouping, GROUPINGS)
-        check_choice("bounds", self.bounds, GROUP_BOUNDS)
+        check_choice("bounds", self.bounds, MSTEPS)
         check_choice("zero_point", self.zero_point, ranges.ZERO_POINTS)
 
     def init(self, samples: jax.Array, letters: str) -> State:
@@ -76,12 +68,10 @@ class StaticGrouped:
         return {"scale": scale[group].reshape(shape), "zero": zero[group].reshape(shape), "levels": levels}
 
     def apply(self, state: State, x: jax.Array, letters: str) -> jax.Array:
-        scale, zero = self._expanded(state, letters)
-        return fake_quantize(x, scale, zero, state["levels"], jnp.float32(1.0))
+        return self._frozen.apply(state, x, letters)
 
     def encode(self, state: State, x: jax.Array, letters: str) -> Codes:
-        scale, zero = self._expanded(state, letters)
-        return integers(x, scale, zero, state["levels"])
+        return self._frozen.encode(state, x, letters)
 
     def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> Overhead:
         """Partial sums where the groups divide the contracted axis; what an image is like is never looked at."""
@@ -101,16 +91,14 @@ class StaticGrouped:
             key = jax.random.key(self.seed)
             found = kmeans.kmeans(key, points, self.groups, restarts=self.restarts, iterations=self.iterations)
             return found.group.astype(jnp.int32)
-        count = points.shape[0]
-        runs = jnp.asarray(np.arange(count) * self.groups // count, jnp.int32)
         if self.grouping == "consecutive":
-            return runs
-        order = jnp.argsort(points[:, 1] - points[:, 0])
-        return jnp.zeros_like(runs).at[order].set(runs)
+            return kmeans.runs(points.shape[0], self.groups)
+        return kmeans.sorted_runs(points, self.groups)
 
-    def _expanded(self, state: State, letters: str) -> tuple[jax.Array, jax.Array]:
-        kept = axes.ordered(self.along, letters)
-        return axes.expand(state["scale"], kept, letters), axes.expand(state["zero"], kept, letters)
+    @property
+    def _frozen(self) -> Uniform:
+        """What is left after calibration: a range an index."""
+        return Uniform(self.bits, self.along)
 
     def _group_bounds(
         self, samples: jax.Array, letters: str, points: jax.Array, group: jax.Array, levels: jax.Array
@@ -133,15 +121,7 @@ class StaticGrouped:
     ) -> ranges.Bounds:
         """Bounds of least squared error of the values in each group, searched from the covering ones."""
         kept = axes.ordered(self.along, letters)
-        over = axes.others(kept, letters)
-        x, weight = sample(samples.astype(jnp.float32), over, self.values)
-        where = group.reshape([x.shape[i] for i in axes.indices(kept, letters)])
-        member = jax.nn.one_hot(group, self.groups, dtype=bool)
-
-        def error(lower: jax.Array, upper: jax.Array) -> jax.Array:
-            scale, zero = ranges.affine(lower, upper, levels, self.zero_point)
-            s, z = (axes.expand(jnp.take(t, where, axis=0), kept, letters) for t in (scale, zero))
-            off = (weight * jnp.square(x - fake_quantize(x, s, z, levels, jnp.float32(1.0)))).sum(axis=over)
-            return jnp.where(member, off.reshape(-1, 1), 0.0).sum(axis=0)
-
-        return ranges.least_error(*cover, error)
+        where = group.reshape([samples.shape[i] for i in axes.indices(kept, letters)])
+        error = group_error(samples, letters, kept, where, self.groups, levels, self.values)
+        affine = partial(ranges.affine, levels=levels, zero_point=self.zero_point)
+        return ranges.least_error(*cover, lambda low, high: error(*affine(low, high)))

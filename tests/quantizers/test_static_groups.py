@@ -12,7 +12,8 @@ import pytest
 from jvq.core.calibrate import fresh
 from jvq.core.quantizer import Overhead
 from jvq.quantizers import Grouped, StaticGrouped, Uniform
-from jvq.quantizers.static_groups import GROUP_BOUNDS, GROUPINGS
+from jvq.quantizers.grouped import MSTEPS
+from jvq.quantizers.static_groups import GROUPINGS
 
 BITS, GROUPS = 4, 8
 LINEAR = StaticGrouped(bits=BITS, groups=GROUPS)
@@ -271,7 +272,7 @@ def test_one_covering_group_is_a_range_a_tensor_and_as_many_as_channels_a_range_
         np.testing.assert_array_equal(apply(q, state, data[0].held), apply(uniform, want, data[0].held))
 
 
-@pytest.mark.parametrize("bounds", GROUP_BOUNDS)
+@pytest.mark.parametrize("bounds", MSTEPS)
 def test_an_empty_kmeans_group_is_harmless(rng, bounds):
     """Two distinct channels in eight groups; the shape is that of the other tests, whose executable this shares."""
     x = np.tile(rng.normal(size=(8, 50, 2)), (1, 1, 32)).astype(np.float32)
@@ -316,7 +317,7 @@ REFUSED = [
     (dict(iterations=0), "iterations: got 0, must be at least 1"),
     (dict(values=0), "values: got 0, must be at least 1"),
     (dict(grouping="sort"), r"grouping: got 'sort' \(did you mean 'sorted'\?\)"),
-    (dict(bounds="max"), r"bounds: got 'max' \(there are: cover, mean, mse\)"),
+    (dict(bounds="max"), r"bounds: got 'max' \(there are: mse, mean, cover\)"),
     (dict(zero_point="extended"), r"zero_point: got 'extended' \(did you mean 'extend'\?\)"),
 ]
 
@@ -337,7 +338,7 @@ def test_what_does_not_fit_is_refused(options, message):
 
 def test_what_fits_is_not_refused():
     for grouping in GROUPINGS:
-        for bounds in GROUP_BOUNDS:
+        for bounds in MSTEPS:
             variant(grouping, bounds, dataclasses.replace(ROWS, groups=40)).check("bhqk", (1, 2, 20, 20))
 
 
