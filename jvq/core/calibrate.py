@@ -3,8 +3,7 @@
 import copy
 import dataclasses
 import itertools
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvq.core.dot import packed_dot, quantized, recording
+from jvq.core import axes
+from jvq.core.dot import Dot, packed_dot, quantized
 from jvq.core.packed import Packed
 from jvq.core.quantizer import Codes, Overhead, Quantizer, State
 from jvq.core.recipe import Forward, Operand, Plan, Sites
+from jvq.core.samples import VALUES, Samples, joined, some, whole
 
 
 class Fitted(NamedTuple):
@@ -25,6 +26,12 @@ class Fitted(NamedTuple):
     qstate: Mapping[str, State]
     notes: Mapping[str, Any] = {}  # what else the report should say
 
+
+Apart = Mapping[str, Collection[str]]
+"""Address to the axes whose indices are told apart, of which there may be several kinds."""
+
+Tape = MutableMapping[str, dict[str, Samples]]
+"""What an observed forward pass leaves: by address and axes told apart."""
 
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
 """``track(items, text)`` hands on the items while it shows how far things are."""
@@ -42,22 +49,22 @@ def calibrate(
     plan: Plan,
     known: Sites,
     *,
-    batch: int = 32,
+    batch: int = 8,
     sequential: bool = False,
-    memory: int = 2**30,
+    values: int = VALUES,
     track: Track = silent,
 ) -> dict[str, State]:
     """The state of every quantiser of the plan, from float images [b y x c].
 
     Weights are calibrated on themselves. Activations come from the float model, all from the same forward passes
-    (independent of order), or with ``sequential`` from the model whose earlier sites are quantised already. Operands
-    are captured in as few passes as keep what is held below about ``memory`` bytes. Raises ``ValueError`` naming the
-    address, or the image, where a number is not finite.
+    (independent of order), or with ``sequential`` from the model whose earlier sites are quantised already. Of an
+    activation only its extremes and about ``values`` values are kept, so that a single pass does for all. Raises
+    ``ValueError`` naming the address, or the image, where a number is not finite.
     """
     if sequential:
         _check(images, plan, known)
-        return _sequential(forward, params, images, plan, known, batch, track)
-    return calibrate_all(forward, params, images, [plan], known, batch=batch, memory=memory, track=track)[0]
+        return _sequential(forward, params, images, plan, known, batch, values, track)
+    return calibrate_all(forward, params, images, [plan], known, batch=batch, values=values, track=track)[0]
 
 
 def calibrate_all(
@@ -67,8 +74,8 @@ def calibrate_all(
     plans: Sequence[Plan],
     known: Sites,
     *,
-    batch: int = 32,
-    memory: int = 2**30,
+    batch: int = 8,
+    values: int = VALUES,
     track: Track = silent,
 ) -> list[dict[str, State]]:
     """The states of several plans from the same forward passes: as ``calibrate`` gives them one by one.
@@ -80,15 +87,16 @@ def calibrate_all(
         for address, quantizer in plan.items():
             wanted.setdefault(address, {})[quantizer] = {}
     _check(images, wanted, known)
-    activations = [a for a in known if a in wanted and known[a].path is None]
-    for address in (a for a in wanted if known[a].path is not None):
-        _init_all(wanted[address], _leaf(params, known[address]), known[address].letters, address)
-    passes = _passes(activations, known, len(images), memory)
-    for i, addresses in enumerate(passes):
-        text = "calibrating" if len(passes) == 1 else f"calibrating, pass {i + 1} of {len(passes)}"
-        tape = capture(forward, params, images, addresses, known, batch)
-        for address in track(addresses, text):
-            _init_all(wanted[address], jnp.asarray(tape.pop(address)), known[address].letters, address)
+    for address in track([a for a in wanted if known[a].path is not None], "calibrating weights"):
+        weight = _leaf(params, known[address])
+        for quantizer in wanted[address]:
+            wanted[address][quantizer] = _init(quantizer, weight, known[address].letters, address)
+    apart = {a: {q.apart for q in wanted[a]} for a in known if a in wanted and known[a].path is None}
+    kept = observe(forward, params, images, apart, known, batch=batch, values=values)
+    for address in track(list(apart), "calibrating"):
+        samples = kept.pop(address)
+        for quantizer in wanted[address]:
+            wanted[address][quantizer] = _init(quantizer, samples[quantizer.apart], known[address].letters, address)
     return [{address: wanted[address][quantizer] for address, quantizer in plan.items()} for plan in plans]
 
 
@@ -104,7 +112,7 @@ def _check(images: np.ndarray, addresses: Iterable[str], known: Sites) -> None:
             raise ValueError(f"{address}: neither a parameter nor an activation (axis 'b'): nothing to calibrate on")
 
 
-def fresh(quantizer: Quantizer, samples: jax.Array, letters: str) -> State:
+def fresh(quantizer: Quantizer, samples: jax.Array | Samples, letters: str) -> State:
     """The quantiser's state for the samples, compiled once per shape and quantiser up to its ``traced`` fields."""
     numbers = {name: getattr(quantizer, name) for name in getattr(quantizer, "traced", ())}
     form = dataclasses.replace(quantizer, **dict.fromkeys(numbers, 0))  # type: ignore[type-var]
@@ -112,25 +120,18 @@ def fresh(quantizer: Quantizer, samples: jax.Array, letters: str) -> State:
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def _fresh(form: Quantizer, numbers: Mapping[str, jax.Array], samples: jax.Array, letters: str) -> State:
+def _fresh(form: Quantizer, numbers: Mapping[str, jax.Array], samples: jax.Array | Samples, letters: str) -> State:
     quantizer = copy.copy(form)
     for name, number in numbers.items():
         object.__setattr__(quantizer, name, number)  # a constructor would want an int, and this is a tracer
     return quantizer.init(samples, letters)
 
 
-def _init(quantizer: Quantizer, samples: jax.Array, letters: str, address: str) -> State:
-    states: dict[Quantizer, State] = {quantizer: {}}
-    _init_all(states, samples, letters, address)
-    return states[quantizer]
-
-
-def _init_all(states: dict[Quantizer, State], samples: jax.Array, letters: str, address: str) -> None:
-    """Fills in the state of every quantiser of one operand."""
-    if not bool(jnp.isfinite(samples).all()):
+def _init(quantizer: Quantizer, samples: jax.Array | Samples, letters: str, address: str) -> State:
+    samples = whole(samples, letters, quantizer.apart)
+    if not bool(jnp.isfinite(samples.lower).all() & jnp.isfinite(samples.upper).all()):
         raise ValueError(f"{address}: calibration data has values that are not finite (NaN or infinite)")
-    for quantizer in states:
-        states[quantizer] = fresh(quantizer, samples, letters)
+    return fresh(quantizer, samples, letters)
 
 
 def _leaf(params: Any, operand: Operand) -> jax.Array:
@@ -142,40 +143,52 @@ def _leaf(params: Any, operand: Operand) -> jax.Array:
     return params
 
 
-def _passes(addresses: Iterable[str], known: Sites, images: int, memory: int) -> list[list[str]]:
-    """The addresses in runs whose operands together stay below ``memory`` bytes (or are single)."""
-    runs: list[list[str]] = []
-    held = 0
-    for address in addresses:
-        size = 4 * images * math.prod(known[address].shape)
-        if not runs or held + size > memory:
-            runs.append([])
-            held = 0
-        runs[-1].append(address)
-        held += size
-    return runs
+def observe(
+    forward: Forward,
+    params: Any,
+    images: np.ndarray,
+    apart: Apart,
+    known: Sites,
+    *,
+    batch: int = 8,
+    values: int = VALUES,
+) -> dict[str, dict[str, Samples]]:
+    """Samples of the float model's activations from one pass over the images: {address: {axes told apart: samples}}."""
+
+    if not apart:
+        return {}
+    kinds = tuple((address, tuple(sorted(kinds))) for address, kinds in apart.items())
+    run = partial(_observed, forward, kinds, max(1, values // len(images)), params)
+    return _over_batches(run, images, batch)
 
 
-def capture(
-    forward: Forward, params: Any, images: np.ndarray, addresses: list[str], known: Sites, batch: int
-) -> dict[str, np.ndarray]:
-    """The named operands of the float model, images along ``b``."""
+@partial(jax.jit, static_argnums=range(3))
+def _observed(forward: Forward, kinds: Any, count: int, params: Any, x: jax.Array, first: jax.Array) -> Tape:
+    tape: dict[str, dict[str, Samples]] = {}
+    forward(params, x, observing(tape, dict(kinds), first, count, packed_dot()))
+    return tape
 
-    @jax.jit
-    def run(params: Any, x: jax.Array) -> dict[str, jax.Array]:
-        tape: dict[str, jax.Array] = {}
-        forward(params, x, recording(tape, set(addresses).__contains__, packed_dot()))
-        return tape
 
-    return _over_batches(lambda x: run(params, x), images, known, batch)
+def observing(tape: Tape, apart: Apart, first: jax.Array, count: int, inner: Dot) -> Dot:
+    """A dot that writes samples of the operands named in ``apart`` into ``tape``: about ``count`` values an image."""
+
+    def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
+        letters, _ = axes.split(equation)
+        for (role, x), axis in zip(operands.items(), letters, strict=True):
+            for wanted in apart.get(f"{site}.{role}", ()):
+                tape.setdefault(f"{site}.{role}", {})[wanted] = some(x, axis, wanted, count, first)
+        return inner(site, equation, **operands)
+
+    return dot
 
 
 def _over_batches(
-    run: Callable[[jax.Array], Mapping[str, jax.Array]], images: np.ndarray, known: Sites, batch: int
-) -> dict[str, np.ndarray]:
-    """The tapes of all batches, concatenated along each operand's ``b``."""
-    tapes = [jax.device_get(run(jnp.asarray(images[i : i + batch]))) for i in range(0, len(images), batch)]
-    return {a: np.concatenate([t[a] for t in tapes], axis=known[a].letters.index("b")) for a in tapes[0]}
+    run: Callable[[jax.Array, jax.Array], Tape], images: np.ndarray, batch: int
+) -> dict[str, dict[str, Samples]]:
+    """The samples of all batches, joined."""
+    starts = range(0, len(images), batch)
+    tapes = [jax.device_get(run(jnp.asarray(images[i : i + batch]), jnp.int32(i))) for i in starts]
+    return {a: {kind: joined([tape[a][kind] for tape in tapes]) for kind in tapes[0][a]} for a in tapes[0]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,10 +201,14 @@ class _Gated:
     def bits(self) -> int:
         return self.inner.bits
 
+    @property
+    def apart(self) -> str:
+        return self.inner.apart
+
     def check(self, letters: str, shape: tuple[int, ...]) -> None:
         self.inner.check(letters, shape)
 
-    def init(self, samples: jax.Array, letters: str) -> State:
+    def init(self, samples: jax.Array | Samples, letters: str) -> State:
         return {**self.inner.init(samples, letters), "on": jnp.array(False)}
 
     def apply(self, state: State, x: jax.Array, letters: str) -> jax.Array:
@@ -211,6 +228,7 @@ def _sequential(
     plan: Plan,
     known: Sites,
     batch: int,
+    values: int,
     track: Track,
 ) -> dict[str, State]:
     """Site by site in the model's order, all operands of earlier sites quantised (the first author's later habit)."""
@@ -218,12 +236,13 @@ def _sequential(
         a: _init(q, _leaf(params, known[a]), known[a].letters, a) for a, q in plan.items() if known[a].path is not None
     }
     gated = {a: _Gated(q) for a, q in plan.items()}
-    activations = {a for a in plan if known[a].path is None}
+    apart = {a: {q.apart} for a, q in plan.items() if known[a].path is None}
 
     @jax.jit
-    def run(params: Any, qstate: Mapping[str, State], x: jax.Array) -> dict[str, jax.Array]:
-        tape: dict[str, jax.Array] = {}
-        forward(params, x, recording(tape, activations.__contains__, quantized(gated, qstate, packed_dot())))
+    def run(params: Any, qstate: Mapping[str, State], x: jax.Array, first: jax.Array) -> Tape:
+        tape: dict[str, dict[str, Samples]] = {}
+        inner = quantized(gated, qstate, packed_dot())
+        forward(params, x, observing(tape, apart, first, max(1, values // len(images)), inner))
         return tape
 
     off, on = jnp.array(False), jnp.array(True)
@@ -235,11 +254,11 @@ def _sequential(
         qstate[address] = {**start, "on": off}
     order = [list(group) for _, group in itertools.groupby(plan, lambda a: known[a].site)]
     for addresses in track(order, "calibrating site by site"):
-        if any(a in activations for a in addresses):
-            tape = _over_batches(lambda x: run(params, qstate, x), images, known, batch)
+        if any(a in apart for a in addresses):
+            tape = _over_batches(lambda x, first: run(params, qstate, x, first), images, batch)
         for address in addresses:
-            if address in activations:
-                start = _init(plan[address], jnp.asarray(tape[address]), known[address].letters, address)
-                qstate[address] = start
+            if address in apart:
+                samples = tape[address][plan[address].apart]
+                qstate[address] = _init(plan[address], samples, known[address].letters, address)
             qstate[address] = {**qstate[address], "on": on}
     return {a: {name: x for name, x in state.items() if name != "on"} for a, state in qstate.items()}

@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 
+from jvq.core.samples import Samples
+
 State = Mapping[str, jax.Array]
 """A quantiser's arrays: a small dict. Bits and scales are in it as arrays, so that no width recompiles anything."""
 
@@ -49,8 +51,13 @@ class Quantizer(Protocol):
         """Raises ``ValueError`` where the quantiser does not fit an operand of these letters and this shape."""
         ...
 
-    def init(self, samples: jax.Array, letters: str) -> State:
-        """The state for calibration samples: an operand with all calibration images along ``b``, or a weight."""
+    @property
+    def apart(self) -> str:
+        """The axes, but for the image's, whose indices calibration must tell apart: it keeps their extremes."""
+        ...
+
+    def init(self, samples: jax.Array | Samples, letters: str) -> State:
+        """The state for an operand with all calibration images along ``b``, or for what is kept of it; or a weight."""
         ...
 
     def apply(self, state: State, x: jax.Array, letters: str) -> jax.Array:

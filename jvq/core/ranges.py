@@ -71,13 +71,18 @@ Error = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def least_error(
-    lower: Float[Array, "..."], upper: Float[Array, "..."], error: Error, coarse: int = 32, rounds: int = 2
+    lower: Float[Array, "..."],
+    upper: Float[Array, "..."],
+    error: Error,
+    also: Bounds | None = None,
+    coarse: int = 32,
+    rounds: int = 2,
 ) -> Bounds:
     """Bounds of least error, each pair for itself, found from the given (outermost) ones.
 
     First both ends shrink together over ``coarse`` equal steps; then, ``rounds`` times, each end in turn moves by up to
-    one step of the last grid either way in eight parts. The incumbent is always kept: the error never exceeds that of
-    the given bounds.
+    one step of the last grid either way in eight parts. ``also`` are bounds that are tried too, and gone on from where
+    they are the better start. The incumbent is always kept: the error never exceeds that of either given bounds.
     """
 
     def step(carry: tuple[Bounds, tuple[jax.Array, ...]], move: jax.Array) -> Any:
@@ -87,13 +92,14 @@ def least_error(
         low, high = keep * base[0] + by_lower * lower, keep * base[1] + by_upper * upper
         return (base, _better(best, (error(low, high), low, high))), None
 
-    start = ((lower, upper), (jnp.full_like(lower, jnp.inf), lower, upper))
+    start = (also or (lower, upper), (jnp.full_like(lower, jnp.inf), lower, upper))
     (_, best), _ = jax.lax.scan(step, start, jnp.asarray(_moves(coarse, rounds)))  # one scan: error is compiled once
     return best[1], best[2]
 
 
 def _moves(coarse: int, rounds: int) -> np.ndarray:
     """What :func:`least_error` tries, a row each: [start from the best so far?, weight of that, of lower, of upper]."""
+    given = [(0.0, 1.0, 0.0, 0.0)]
     shrink = [(0.0, 0.0, i / coarse, i / coarse) for i in range(coarse, 0, -1)]
     offsets = [i / 8 for i in range(-8, 9) if i]
     nudges = [
@@ -102,7 +108,7 @@ def _moves(coarse: int, rounds: int) -> np.ndarray:
         for end in (1, 0)
         for first, by in ((i == 0, offset) for i, offset in enumerate(offsets))
     ]
-    return np.array(shrink + nudges, np.float32)
+    return np.array(given + shrink + nudges, np.float32)
 
 
 def _better(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

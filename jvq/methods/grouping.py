@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from jvq.core.calibrate import capture
+from jvq.core.calibrate import observe
 from jvq.core.quantizer import State
 from jvq.core.recipe import Forward, Plan, Sites
 from jvq.quantizers import Grouped
@@ -28,10 +27,11 @@ def grouping(
     quantile start reaches.
     """
     found = {}
-    for address, x in capture(forward, params, images, list(addresses), known, batch=32).items():
+    kept = observe(forward, params, images, {a: {plan[a].apart} for a in addresses}, known)
+    for address, samples in kept.items():
         quantizer = plan[address]
         assert isinstance(quantizer, Grouped)
-        points, fit = quantizer.clustered(jnp.asarray(x), known[address].letters)
+        points, fit = quantizer.clustered(samples[quantizer.apart], known[address].letters)
         found[address] = {
             "points": np.asarray(points),
             "group": np.asarray(fit.group),

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jvq.core import axes, ranges
 from jvq.core.quantizer import Codes, Overhead, State
 from jvq.core.rounding import fake_quantize
+from jvq.core.samples import Samples, whole
 from jvq.quantizers import kmeans
 from jvq.quantizers.ladder import GroupError, fit_ladder
-from jvq.quantizers.uniform import check_bits, check_choice, integers, sample
+from jvq.quantizers.uniform import check_bits, check_choice, integers
 
 MStep = Literal["mse", "mean", "cover"]
 Statistics = Literal["image", "pooled"]
@@ -50,7 +51,6 @@ class Grouped:
     iterations: int = 50
     statistics: Statistics = "image"  # a point per channel and calibration image, or one pooled over the images
     capacity: int | None = None  # length of the state's arrays, at least ``groups``; None: equal
-    values: int = 2**20  # the error search looks at no more values than about this, evenly strided: an approximation
     seed: int = 0
 
     @property
@@ -75,9 +75,13 @@ class Grouped:
         check_choice("start", self.start, kmeans.STARTS)
         check_choice("statistics", self.statistics, STATISTICS)
 
-    def clustered(self, samples: jax.Array, letters: str) -> tuple[jax.Array, kmeans.Fit]:
+    @property
+    def apart(self) -> str:
+        return self.along
+
+    def clustered(self, samples: jax.Array | Samples, letters: str) -> tuple[jax.Array, kmeans.Fit]:
         """The points (min, max) [p 2] of the calibration samples, and what the EM makes of them."""
-        points = self.points(samples, letters)
+        points = self._points(*whole(samples, letters, self.apart).bounds("b" + self.along), letters)
         if self.statistics == "pooled" and "b" in letters:
             image = axes.indices("b", axes.ordered("b" + self.along, letters))
             ends = points[..., 0].min(image, keepdims=True), points[..., 1].max(image, keepdims=True)
@@ -94,7 +98,8 @@ class Grouped:
             distance=self.distance,
         )
 
-    def init(self, samples: jax.Array, letters: str) -> State:
+    def init(self, samples: jax.Array | Samples, letters: str) -> State:
+        samples = whole(samples, letters, self.apart)
         points, found = self.clustered(samples, letters)
         levels = ranges.level_count(self.bits)
         scale, zero = self._quantisers(samples, letters, found, points, levels)
@@ -135,12 +140,12 @@ class Grouped:
 
     def points(self, x: jax.Array, letters: str) -> jax.Array:
         """(min, max) over all other axes, float32: [b along 2]; the minimum is 0 where ``nonnegative``."""
-        kept = "b" + self.along
-        over = axes.others(kept, letters)
-        lower, upper = ranges.extremes(x, over)
+        return self._points(*ranges.extremes(x, axes.others("b" + self.along, letters)), letters)
+
+    def _points(self, lower: jax.Array, upper: jax.Array, letters: str) -> jax.Array:
         if self.nonnegative:
             lower = jnp.zeros_like(upper)
-        return jnp.stack([lower, upper], axis=-1).squeeze(over)
+        return jnp.stack([lower, upper], axis=-1).squeeze(axes.others("b" + self.along, letters))
 
     def assignment(self, state: State, x: jax.Array, letters: str) -> jax.Array:
         """The group of every index ``along`` in every image: int32 [b along], letters in the operand's order."""
@@ -155,7 +160,7 @@ class Grouped:
         return axes.expand(scale, kept, letters), axes.expand(zero, kept, letters)
 
     def _quantisers(
-        self, samples: jax.Array, letters: str, found: kmeans.Fit, points: jax.Array, levels: jax.Array
+        self, samples: Samples, letters: str, found: kmeans.Fit, points: jax.Array, levels: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """The groups' scales [g] and zero points [g], by the ladder or from the chosen M-step's bounds."""
         lower, upper = self._bounds(found, points)
@@ -165,7 +170,10 @@ class Grouped:
         if self.mstep == "mse":
             error = self._error(samples, letters, found, levels)
             affine = partial(ranges.affine, levels=levels, zero_point=self.zero_point)
-            lower, upper = ranges.least_error(lower, upper, lambda low, high: error(*affine(low, high)))
+            means = jnp.where(jnp.arange(self.length) < self.groups, found.centres.T, 0.0)
+            lower, upper = ranges.least_error(
+                lower, upper, lambda low, high: error(*affine(low, high)), also=(means[0], means[1])
+            )
         return ranges.affine(lower, upper, levels, self.zero_point)
 
     def _bounds(self, found: kmeans.Fit, points: jax.Array) -> ranges.Bounds:
@@ -180,16 +188,16 @@ class Grouped:
         highest = jnp.where(member, points[:, 1:], -jnp.inf).max(axis=0)
         return jnp.where(there, lowest, lower), jnp.where(there, highest, upper)
 
-    def _error(self, samples: jax.Array, letters: str, found: kmeans.Fit, levels: jax.Array) -> GroupError:
+    def _error(self, samples: Samples, letters: str, found: kmeans.Fit, levels: jax.Array) -> GroupError:
         """The squared error of the values in each group, [g] of scales [g] and zero points [g]."""
         kept = axes.ordered("b" + self.along, letters)
-        shape = tuple(samples.shape[i] for i in axes.indices(kept, letters))
+        shape = tuple(samples.lower.shape[i] for i in axes.indices(kept, letters))
         if self.statistics == "pooled" and "b" in letters:
             pooled = tuple(1 if a == "b" else n for a, n in zip(kept, shape, strict=True))
             group = jnp.broadcast_to(found.group.reshape(pooled), shape)
         else:
             group = found.group.reshape(shape)
-        return group_error(samples, letters, kept, group, self.length, levels, self.values)
+        return group_error(samples, kept, group, self.length, levels)
 
 
 def indices(along: str, letters: str, shape: tuple[int, ...]) -> int:
@@ -207,20 +215,20 @@ def check_groups(groups: int, along: str, letters: str, shape: tuple[int, ...]) 
         raise ValueError(f"groups: got {groups}, must be from 1 to the {count} indices along '{along}'")
 
 
-def group_error(
-    samples: jax.Array, letters: str, kept: str, group: jax.Array, groups: int, levels: jax.Array, values: int
-) -> GroupError:
+def group_error(samples: Samples, kept: str, group: jax.Array, groups: int, levels: jax.Array) -> GroupError:
     """The squared error of the values in each group, [g] of scales [g] and zero points [g].
 
-    ``group`` [kept] says which each index belongs to; no more than about ``values`` values are looked at.
+    ``group`` [kept] says which each index belongs to.
     """
-    over = axes.others(kept, letters)
-    x, weight = sample(samples.astype(jnp.float32), over, values)
+    over = axes.others(kept, samples.letters)
+    values, weight = (jnp.moveaxis(y, over, range(len(over))) for y in samples.weighted())
+    weight = jnp.broadcast_to(weight, (*values.shape[: len(over)], *(1,) * group.ndim)).reshape(-1)
+    x = values.reshape(-1, group.size)  # indices that have a group stand last: what follows is one vectorised loop
     member = jax.nn.one_hot(group.reshape(-1), groups, dtype=jnp.float32)
 
     def error(scale: jax.Array, zero: jax.Array) -> jax.Array:
-        s, z = (axes.expand(jnp.take(t, group, axis=0), kept, letters) for t in (scale, zero))
-        off = (weight * jnp.square(x - fake_quantize(x, s, z, levels, jnp.float32(1.0)))).sum(axis=over)
-        return jnp.einsum("p,pg->g", off.reshape(-1), member, precision=jax.lax.Precision.HIGHEST)
+        s, z = (jnp.take(t, group.reshape(-1), axis=0)[None] for t in (scale, zero))
+        off = jnp.square(x - fake_quantize(x, s, z, levels, jnp.float32(1.0)))
+        return jnp.einsum("k,kp,pg->g", weight, off, member, precision=jax.lax.Precision.HIGHEST)
 
     return error

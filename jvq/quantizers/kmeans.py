@@ -1,5 +1,6 @@
 """k-means on the ranges of channels or rows: the EM of IGQ-ViT (eqs. 4-6), which calibrates a grouped quantiser."""
 
+import math
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -12,6 +13,7 @@ Distance = Literal["squared", "absolute", "relative"]
 Start = Literal["kmeans++", "quantile"]
 DISTANCES: tuple[Distance, ...] = ("squared", "absolute", "relative")
 STARTS: tuple[Start, ...] = ("kmeans++", "quantile")
+SOME = 2**13  #: points that restarts look at
 NARROWEST = 1e-3  #: a point's range counts as at least this part of the widest one's
 
 Groups = int | Int[Array, ""]
@@ -28,16 +30,23 @@ class Fit(NamedTuple):
     quantile: Float[Array, ""]  # the objective that the quantile start reaches, for comparison
 
 
-def distances(
+def nearest(
     points: Float[Array, "*p 2"], centres: Float[Array, "g 2"], distance: Distance = "squared"
-) -> Float[Array, "*p g"]:
-    """Distance of each point (min, max) to each group's bounds (eqs. 4, 8); padded groups (inf) are infinitely far.
+) -> tuple[Int[Array, "*p"], Float[Array, "*p"]]:
+    """The group whose bounds are least distant from each point (eqs. 4, 5, 8), and how far they are.
 
-    The relative distance is the squared one over the square of the point's own range (:func:`_relative`), ours. As all
-    groups share the divisor it is left out here: no choice depends on it, nor on the widest of the points at hand.
+    Ties go to the lowest index; padded groups (inf) are infinitely far. The relative distance is the squared one over
+    the square of the point's own range (:func:`_relative`), ours. As all groups share the divisor it is left out here:
+    no choice depends on it, nor on the widest of the points at hand.
     """
-    gap = points[..., None, :] - centres.reshape((1,) * (points.ndim - 1) + centres.shape)
-    return (jnp.abs(gap) if distance == "absolute" else jnp.square(gap)).sum(axis=-1)
+    size = jnp.abs if distance == "absolute" else jnp.square
+    low, high = points[..., 0], points[..., 1]
+    least, group = jnp.full_like(low, jnp.inf), jnp.zeros(low.shape, jnp.int32)
+    for g in range(centres.shape[0]):  # a running minimum is one vectorised loop; argmin on CPU takes 40 times as long
+        away = size(low - centres[g, 0]) + size(high - centres[g, 1])
+        group = jnp.where(away < least, g, group)
+        least = jnp.minimum(away, least)
+    return group, least
 
 
 def _ranges(points: Float[Array, "p 2"], distance: Distance) -> Float[Array, " p"] | None:
@@ -62,7 +71,7 @@ def assign(
     points: Float[Array, "*p 2"], centres: Float[Array, "g 2"], distance: Distance = "squared"
 ) -> Int[Array, "*p"]:
     """The group at least distance from each point (eq. 5); ties go to the lowest index."""
-    return distances(points, centres, distance).argmin(axis=-1)
+    return nearest(points, centres, distance)[0]
 
 
 def quantile_start(points: Float[Array, "p 2"], groups: Groups, capacity: int) -> Float[Array, "g 2"]:
@@ -118,8 +127,9 @@ def _means(
     member = jax.nn.one_hot(group, empty.shape[0], dtype=jnp.float32)
     if width is not None:  # weights from 1, that of the widest point, so that no sum of them is lost
         member = member * jnp.square(width.max() / width)[:, None]
-    count = member.sum(axis=0)[:, None]
-    total = jnp.einsum("pg,pk->gk", member, points, precision=jax.lax.Precision.HIGHEST)
+    rows = jnp.concatenate([points, jnp.ones_like(points[:, :1])], axis=1)  # one product sums and counts
+    sums = jnp.einsum("pg,pk->gk", member, rows, precision=jax.lax.Precision.HIGHEST)
+    total, count = sums[:, :2], sums[:, 2:]
     return jnp.where(count > 0, total / jnp.maximum(count, 1.0), empty)
 
 
@@ -140,10 +150,9 @@ def lloyd(
     start = jnp.where(used, start, jnp.inf)
 
     def evaluate(centres: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        d = distances(points, centres, distance)
-        group = d.argmin(axis=-1)
-        nearest = _relative(d.min(axis=-1), width)
-        return group, nearest.sum(), points[nearest.argmax()]
+        group, least = nearest(points, centres, distance)
+        away = _relative(least, width)
+        return group, away.sum(), points[away.argmax()]
 
     def going(carry: tuple[jax.Array, ...]) -> jax.Array:
         i, _, _, _, history = carry
@@ -176,6 +185,8 @@ def kmeans(
 ) -> Fit:
     """The best of ``restarts`` runs of the EM on points (min, max); the ``quantile`` start is deterministic, one run.
 
+    Of more than ``SOME`` points the runs see so many, evenly spread, and the best goes on with all: an approximation.
+
     Arrays are as long as ``capacity`` (``groups`` unless given), so that all numbers of groups up to it share one
     executable; centres that are not used are infinite.
     With ``distance="absolute"`` the mean is not the minimiser and the objective need not fall at every step.
@@ -183,6 +194,14 @@ def kmeans(
     if capacity is None:
         capacity = int(groups)
     return _kmeans(key, jnp.asarray(points), jnp.int32(groups), capacity, start, restarts, iterations, distance)
+
+
+def _spread(count: int) -> np.ndarray:
+    """SOME of ``count`` indices, all different and evenly spread: steps of the golden section."""
+    step = round(0.618 * count)
+    while math.gcd(step, count) > 1:
+        step += 1
+    return np.arange(SOME) * step % count
 
 
 @partial(jax.jit, static_argnums=range(3, 8))
@@ -196,12 +215,16 @@ def _kmeans(
     iterations: int,
     distance: Distance,
 ) -> Fit:
-    starts = quantile_start(points, groups, capacity)[None]
+    few = points if len(points) <= SOME else points[_spread(len(points))]
+    starts = quantile_start(few, groups, capacity)[None]
     if start == "kmeans++":
         keys = jax.random.split(key, restarts)
-        drawn = jax.vmap(lambda k: plus_plus_start(k, points, groups, capacity, distance))(keys)
+        drawn = jax.vmap(lambda k: plus_plus_start(k, few, groups, capacity, distance))(keys)
         starts = jnp.concatenate([starts, drawn])
-    centres, group, history = jax.vmap(lambda s: lloyd(points, s, iterations, distance, groups))(starts)
-    reached = history[:, -1]
-    best = 0 if start == "quantile" else 1 + reached[1:].argmin()
-    return Fit(centres[best], group[best], reached[best], history[best], reached[0])
+    centres, group, history = jax.vmap(lambda s: lloyd(few, s, iterations, distance, groups))(starts)
+    best = 0 if start == "quantile" else 1 + history[1:, -1].argmin()
+    if few is points:
+        return Fit(centres[best], group[best], history[best, -1], history[best], history[0, -1])
+    plain = _relative(nearest(points, centres[0], distance)[1], _ranges(points, distance)).sum()
+    found, group, history = lloyd(points, centres[best], iterations, distance, groups)
+    return Fit(found, group, history[-1], history, plain)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jvq.core import axes, ranges
 from jvq.core.quantizer import Codes, Overhead, State
+from jvq.core.samples import Samples, whole
 from jvq.quantizers import kmeans
 from jvq.quantizers.grouped import MSTEPS, MStep, check_groups, group_error
 from jvq.quantizers.uniform import Uniform, check_bits, check_choice
@@ -42,7 +43,6 @@ class StaticGrouped:
     zero_point: ranges.ZeroPoint = "extend"
     restarts: int = 3  # of k-means
     iterations: int = 50  # of k-means, at most
-    values: int = 2**20  # the mse search looks at no more values than about this, evenly strided: an approximation
     seed: int = 0  # of k-means
 
     traced: ClassVar[tuple[str, ...]] = ("bits", "seed")
@@ -51,20 +51,25 @@ class StaticGrouped:
         check_bits(self.bits)
         axes.require(self.along, letters, what="along")
         check_groups(self.groups, self.along, letters, shape)
-        for name in ("restarts", "iterations", "values"):
+        for name in ("restarts", "iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, must be at least 1")
         check_choice("grouping", self.grouping, GROUPINGS)
         check_choice("bounds", self.bounds, MSTEPS)
         check_choice("zero_point", self.zero_point, ranges.ZERO_POINTS)
 
-    def init(self, samples: jax.Array, letters: str) -> State:
-        points = self.points(samples, letters)
+    @property
+    def apart(self) -> str:
+        return self.along
+
+    def init(self, samples: jax.Array | Samples, letters: str) -> State:
+        samples = whole(samples, letters, self.apart)
+        points = self.points(samples)
         group = self.membership(points)
         levels = ranges.level_count(self.bits)
-        lower, upper = self._group_bounds(samples, letters, points, group, levels)
+        lower, upper = self._group_bounds(samples, points, group, levels)
         scale, zero = ranges.affine(lower, upper, levels, self.zero_point)
-        shape = [samples.shape[i] for i in axes.indices(axes.ordered(self.along, letters), letters)]
+        shape = [samples.lower.shape[i] for i in axes.indices(axes.ordered(self.along, letters), letters)]
         return {"scale": scale[group].reshape(shape), "zero": zero[group].reshape(shape), "levels": levels}
 
     def apply(self, state: State, x: jax.Array, letters: str) -> jax.Array:
@@ -78,9 +83,9 @@ class StaticGrouped:
         divided = any(a in contracted for a in self.along)
         return Overhead(add=beta * (self.groups - 1) * product if divided else 0)
 
-    def points(self, samples: jax.Array, letters: str) -> jax.Array:
+    def points(self, samples: Samples) -> jax.Array:
         """(min, max) of each index along, over all else, float32 [p 2]; the minimum is 0 where ``nonnegative``."""
-        lower, upper = ranges.extremes(samples, axes.others(self.along, letters))
+        lower, upper = samples.bounds(self.along)
         if self.nonnegative:
             lower = jnp.zeros_like(upper)
         return jnp.stack([lower, upper], axis=-1).reshape(-1, 2)
@@ -100,28 +105,27 @@ class StaticGrouped:
         """What is left after calibration: a range an index."""
         return Uniform(self.bits, self.along)
 
-    def _group_bounds(
-        self, samples: jax.Array, letters: str, points: jax.Array, group: jax.Array, levels: jax.Array
-    ) -> ranges.Bounds:
+    def _group_bounds(self, samples: Samples, points: jax.Array, group: jax.Array, levels: jax.Array) -> ranges.Bounds:
         """The groups' bounds [g], [g]; 0 where k-means left a group without members."""
         member = jax.nn.one_hot(group, self.groups, dtype=bool)
         count = member.sum(axis=0)
         low, high = points[:, :1], points[:, 1:]
+        some = jnp.maximum(count, 1).astype(jnp.float32)
+        mean = jnp.where(member, low, 0.0).sum(axis=0) / some, jnp.where(member, high, 0.0).sum(axis=0) / some
         if self.bounds == "mean":
-            some = jnp.maximum(count, 1).astype(jnp.float32)
-            return jnp.where(member, low, 0.0).sum(axis=0) / some, jnp.where(member, high, 0.0).sum(axis=0) / some
+            return mean
         lower = jnp.where(count > 0, jnp.where(member, low, jnp.inf).min(axis=0), 0.0)
         upper = jnp.where(count > 0, jnp.where(member, high, -jnp.inf).max(axis=0), 0.0)
         if self.bounds == "cover":
             return lower, upper
-        return self._least_error(samples, letters, (lower, upper), group, levels)
+        return self._least_error(samples, (lower, upper), mean, group, levels)
 
     def _least_error(
-        self, samples: jax.Array, letters: str, cover: ranges.Bounds, group: jax.Array, levels: jax.Array
+        self, samples: Samples, cover: ranges.Bounds, mean: ranges.Bounds, group: jax.Array, levels: jax.Array
     ) -> ranges.Bounds:
-        """Bounds of least squared error of the values in each group, searched from the covering ones."""
-        kept = axes.ordered(self.along, letters)
-        where = group.reshape([samples.shape[i] for i in axes.indices(kept, letters)])
-        error = group_error(samples, letters, kept, where, self.groups, levels, self.values)
+        """Bounds of least squared error of the values in each group, searched from the covering and the mean ones."""
+        kept = axes.ordered(self.along, samples.letters)
+        where = group.reshape([samples.lower.shape[i] for i in axes.indices(kept, samples.letters)])
+        error = group_error(samples, kept, where, self.groups, levels)
         affine = partial(ranges.affine, levels=levels, zero_point=self.zero_point)
-        return ranges.least_error(*cover, lambda low, high: error(*affine(low, high)))
+        return ranges.least_error(*cover, lambda low, high: error(*affine(low, high)), also=mean)

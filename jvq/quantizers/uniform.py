@@ -11,6 +11,7 @@ from jvq.core import axes, ranges
 from jvq.core.errors import nearest
 from jvq.core.quantizer import Codes, Overhead, State
 from jvq.core.rounding import fake_quantize, uniform_codes
+from jvq.core.samples import Samples, whole
 
 Range = Literal["max", "percentile", "mse"]
 RANGES: tuple[Range, ...] = ("max", "percentile", "mse")
@@ -42,7 +43,6 @@ class Uniform:
     range: Range = "max"
     percentile: tuple[float, ...] = (0.1,)  # percent cut off at each end; of several the one of least squared error
     zero_point: ranges.ZeroPoint = "extend"
-    values: int = 2**20  # of an activation, percentiles and errors look at about this many values: an approximation
 
     traced: ClassVar[tuple[str, ...]] = ("bits",)
 
@@ -56,11 +56,14 @@ class Uniform:
         if not self.percentile or not all(0 <= p < 50 for p in self.percentile):
             raise ValueError(f"percentile: got {self.percentile}, each must be in [0, 50)")
 
-    def init(self, samples: jax.Array, letters: str) -> State:
+    @property
+    def apart(self) -> str:
+        return self.keep
+
+    def init(self, samples: jax.Array | Samples, letters: str) -> State:
         over = axes.others(self.keep, letters)
         levels = ranges.level_count(self.bits)
-        values = self.values if "b" in letters else samples.size  # weights are few and seen once: all of them
-        lower, upper = self._bounds(samples, over, levels, values)
+        lower, upper = self._bounds(whole(samples, letters, self.apart), over, levels)
         scale, zero = self._affine(lower, upper, levels)
         return {"scale": scale.squeeze(over), "zero": zero.squeeze(over), "levels": levels}
 
@@ -84,12 +87,12 @@ class Uniform:
             return ranges.symmetric(lower, upper, levels)
         return ranges.affine(lower, upper, levels, self.zero_point)
 
-    def _bounds(self, x: jax.Array, over: tuple[int, ...], levels: jax.Array, values: int) -> ranges.Bounds:
+    def _bounds(self, samples: Samples, over: tuple[int, ...], levels: jax.Array) -> ranges.Bounds:
         """The bounds, reduced axes kept with length 1."""
-        outermost = ranges.extremes(x, over)
+        outermost = samples.bounds(self.keep)
         if self.range == "max":
             return outermost
-        some, weight = sample(x.astype(jnp.float32), over, values)
+        some, weight = samples.weighted()
 
         def error(lower: jax.Array, upper: jax.Array) -> jax.Array:
             scale, zero = self._affine(lower, upper, levels)
@@ -98,7 +101,7 @@ class Uniform:
 
         if self.range == "mse":
             return ranges.least_error(*outermost, error)
-        tried = [ranges.percentiles(thin(x, over, values), over, p) for p in self.percentile]
+        tried = [ranges.percentiles(samples.values, over, p) for p in self.percentile]
         if len(tried) == 1:
             return tried[0]
         best = jnp.stack([error(*bounds) for bounds in tried]).argmin(axis=0)
@@ -127,7 +130,11 @@ class Dynamic:
         if "b" in letters and "b" not in self.keep:
             raise ValueError(f"keep: '{self.keep}' lacks 'b': ranges would depend on the other images of the batch")
 
-    def init(self, samples: jax.Array, letters: str) -> State:
+    @property
+    def apart(self) -> str:
+        return ""  # nothing is looked at
+
+    def init(self, samples: jax.Array | Samples, letters: str) -> State:
         return {"levels": ranges.level_count(self.bits)}
 
     def apply(self, state: State, x: jax.Array, letters: str) -> jax.Array:
@@ -156,40 +163,3 @@ def integers(x: jax.Array, scale: jax.Array, zero: jax.Array, levels: jax.Array)
     """``x`` as int32 codes with the scale and the zero point that decode them."""
     codes = uniform_codes(x, scale, zero, levels)
     return Codes(codes.astype(jnp.int32), scale, jnp.round(zero).astype(jnp.int32))
-
-
-def thin(x: jax.Array, over: tuple[int, ...], values: int) -> jax.Array:
-    """``x`` with every so many-th value over the axes ``over`` taken together, about ``values`` in all.
-
-    The values stand along the first of these axes, the others have length 1. Of several axes the stride shares no
-    factor with any length: one that does would leave out whole channels, and outlier channels decide the range. Every
-    index of the other axes starts at another place: if all looked at the same tokens, rare large ones were seen by all
-    of them, or by none.
-    """
-    if not over or x.size <= values:
-        return x
-    first, stride = over[0], -(-x.size // values)
-    while len(over) > 1 and any(math.gcd(stride, x.shape[i]) > 1 for i in over):
-        stride += 1
-    last = tuple(range(x.ndim - len(over), x.ndim))
-    kept = [n for i, n in enumerate(x.shape) if i not in over]
-    left = jnp.moveaxis(x, over, last).reshape(math.prod(kept), -1)
-    count = left.shape[1]
-    start = jnp.arange(left.shape[0]) * round(0.618 * count) % count  # the golden section spreads any number of starts
-    at = (start[:, None] + jnp.arange(0, count, stride)[None]) % count
-    some = jnp.take_along_axis(left, at, axis=1).reshape(*kept, -1)
-    return jnp.expand_dims(jnp.moveaxis(some, -1, first), over[1:])
-
-
-def sample(x: jax.Array, over: tuple[int, ...], values: int) -> tuple[jax.Array, jax.Array]:
-    """What an error search looks at: ``x`` thinned, and the weight of each value in a sum over the axes ``over``.
-
-    The least and the greatest value over these axes are added: from about 8 bits on the rare large values that a sample
-    misses cost more, once clipped, than all the others.
-    """
-    some = thin(x, over, values)
-    if some is x:
-        return x, jnp.ones((1,) * x.ndim)
-    weight = jnp.pad(jnp.full(some.shape[over[0]], x.size / some.size), (0, 2), constant_values=1.0)
-    weight = jnp.expand_dims(weight, tuple(i for i in range(x.ndim) if i != over[0]))
-    return jnp.concatenate([some, *ranges.extremes(x, over)], axis=over[0]), weight

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvq.core.calibrate import calibrate
+from jvq.core.calibrate import calibrate, observe
 from jvq.core.dot import float_dot, quantized, recording
 from jvq.core.freeze import freeze
 from jvq.core.recipe import resolve, sites
@@ -95,22 +95,28 @@ def test_the_batch_size_changes_nothing_but_last_bits(tiny, plan, parallel, batc
     assert_same(parallel, run(tiny, plan, batch=batch), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("memory", [0, 4 * 6 * 100])
-def test_less_memory_is_more_passes_and_the_identical_state(tiny, plan, parallel, memory):
-    passes = []
+@pytest.mark.parametrize("batch", [4, 6])
+def test_of_an_activation_so_many_values_are_kept_and_all_extremes(tiny, operands, batch):
+    """Which values does not depend on the batches; images are 6."""
+    apart = {"attn/qkv.x": {"d", ""}, "attn/pv.p": {"hq"}}
+    kept = observe(tiny.forward, tiny.params, tiny.images, apart, tiny.known, batch=batch, values=96)
+    for address, kinds in apart.items():
+        letters = tiny.known[address].letters
+        for kind in kinds:
+            got, x = kept[address][kind], operands[address]
+            over = tuple(i for i, a in enumerate(letters) if a not in "b" + kind)
+            np.testing.assert_allclose(got.lower, x.min(axis=over, keepdims=True), rtol=1e-5)
+            np.testing.assert_allclose(got.upper, x.max(axis=over, keepdims=True), rtol=1e-5)
+            assert 96 / 3 <= got.values.size <= max(96 * 1.5, got.lower.size) < x.size
+            assert got.weight * got.values.size == pytest.approx(x.size)
+            assert np.isclose(got.values.ravel()[:, None], x.ravel()[None], rtol=1e-5).any(axis=1).all()
+    whole = observe(tiny.forward, tiny.params, tiny.images, apart, tiny.known, batch=batch)
+    np.testing.assert_allclose(whole["attn/pv.p"]["hq"].values, operands["attn/pv.p"], rtol=1e-5, atol=1e-9)
 
-    def track(items, text):
-        passes.append((list(items), text))
-        return items
 
-    state = run(tiny, plan, memory=memory, track=track)
-    assert_same(parallel, state, **EXACT)
-    activations = [a for a in plan if not a.endswith(".w")]
-    assert [a for items, _ in passes for a in items] == activations
-    assert passes[0][1] == f"calibrating, pass 1 of {len(passes)}"
-    size = {a: 4 * 6 * int(np.prod(tiny.known[a].shape)) for a in activations}
-    assert all(len(items) == 1 or sum(size[a] for a in items) <= memory for items, _ in passes)
-    assert len(passes) == len(activations) if memory == 0 else 1 < len(passes) < len(activations)
+def test_fewer_values_are_as_good_for_ranges_that_need_extremes_alone(tiny, plan, parallel):
+    """All of the plan but attn/qkv.x and attn/pv.p, whose groups are found from extremes too."""
+    assert_same(parallel, run(tiny, plan, values=48), **EXACT)
 
 
 def test_weights_and_images_are_all_that_counts(tiny, plan, parallel):

@@ -168,3 +168,19 @@ def test_least_error_moves_each_end_and_each_pair_for_itself():
     )
     np.testing.assert_allclose(low, best_low, atol=0.02)
     np.testing.assert_allclose(high, best_high, atol=0.02)
+
+
+def test_least_error_also_goes_on_from_other_bounds_that_are_better():
+    """An error with a narrow valley that the shrinking bounds step over: only the offered pair finds it."""
+    low, high = jnp.array([-1.0, -1.0]), jnp.array([8.0, 8.0])
+
+    def error(a, b):
+        return jnp.minimum(1.0 + 0.1 * (jnp.square(a - low) + jnp.square(b - high)), 100 * jnp.square(b - 2.03 * a - 5))
+
+    found = jax.jit(lambda x: ranges.least_error(low, high, error, also=(jnp.array([-1.0, -0.5]), x)))
+    a, b = found(jnp.array([3.0, 4.0]))
+    assert (np.asarray(error(a, b)) <= np.asarray(error(jnp.array([-1.0, -0.5]), jnp.array([3.0, 4.0])))).all()
+    assert (np.asarray(error(a, b)) < 1e-2).all()
+    for start in (low, high), (jnp.array([-9.0, 3.0]), jnp.array([40.0, 4.0])):  # a bad offer does no harm
+        a, b = jax.jit(lambda x, y: ranges.least_error(low, high, error, also=(x, y)))(*start)
+        assert (np.asarray(error(a, b)) <= np.asarray(error(low, high)) + 1e-6).all()

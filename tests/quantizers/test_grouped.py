@@ -294,14 +294,6 @@ def test_mse_bounds_beat_covering_and_mean_ones_and_near_the_best_of_a_grid(data
         assert found[g] <= 1.06 * best
 
 
-def test_an_error_search_over_some_of_the_values_stays_near(data, states, oracle):
-    """About a third of the tokens of each channel, and its extremes."""
-    some = init(dataclasses.replace(LINEAR, values=8 * 50 * 64 // 3 + 1), data[0].seen, "bnd")
-    _, group, values = members(data[0].seen, LINEAR, some)
-    full, found, cover = (group_errors(s, group, values, oracle).sum() for s in (states["mse"], some, states["cover"]))
-    assert full < found < min(1.25 * full, 0.8 * cover)
-
-
 def test_pooled_statistics_are_one_point_a_channel(data, oracle):
     q = dataclasses.replace(LINEAR, statistics="pooled", mstep="cover", **QUICK)
     state = init(q, data[0].seen, "bnd")

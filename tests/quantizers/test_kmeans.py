@@ -315,3 +315,35 @@ def test_points_without_range_give_no_nan(start):
         assert (np.diff(fit.history) <= 1e-5 * fit.history[0]).all()
     assert (np.asarray(fit.centres) >= points.min()).all()
     assert (np.asarray(fit.centres) <= points.max()).all()
+
+
+@pytest.mark.parametrize("distance", ["squared", "relative"])
+@pytest.mark.parametrize("start", kmeans.STARTS)
+def test_restarts_on_some_points_end_near_those_on_all(monkeypatch, start, distance):
+    """Channels of 40 images: each channel is among the points that are looked at, and the last EM sees all points."""
+    rng = np.random.default_rng(0)
+    width = np.exp(rng.normal(size=256)) * np.exp(rng.normal(0, 0.3, (40, 256)))
+    points = np.stack([-width, width * rng.uniform(0.5, 2, width.shape)], axis=-1).reshape(-1, 2).astype(np.float32)
+    assert len(set((kmeans._spread(len(points)) % 256).tolist())) == 256
+    options = dict(start=start, distance=distance, iterations=200)
+    some = kmeans.kmeans(jax.random.key(0), points, GROUPS, **options)
+    np.testing.assert_array_equal(some.group, kmeans.assign(jnp.asarray(points), some.centres, distance))
+    assert some.group.shape == (len(points),)
+    monkeypatch.setattr(kmeans, "SOME", len(points))
+    every = kmeans.kmeans(jax.random.key(0), points, GROUPS, **{**options, "iterations": 201})  # compiled anew
+    assert some.objective < 1.03 * every.objective
+    assert some.quantile < 1.05 * every.quantile
+    assert (np.diff(some.history) <= 1e-5 * some.history[0]).all()
+
+
+def test_nearest_is_the_first_of_the_least_distant_and_never_a_padded_one():
+    rng = np.random.default_rng(0)
+    points, centres = rng.normal(size=(7, 30, 2)).astype(np.float32), rng.normal(size=(6, 2)).astype(np.float32)
+    centres[3], centres[5] = centres[1], np.inf
+    for distance in kmeans.DISTANCES:
+        gap = np.abs(points[:, :, None] - centres)
+        want = (gap if distance == "absolute" else gap**2).sum(axis=-1)
+        group, away = kmeans.nearest(jnp.asarray(points), jnp.asarray(centres), distance)
+        np.testing.assert_array_equal(group, want.argmin(axis=-1))
+        np.testing.assert_allclose(away, want.min(axis=-1), rtol=1e-6)
+        assert not np.isin(group, [3, 5]).any()

@@ -216,15 +216,6 @@ def test_row_bounds_of_least_error_keep_zero_and_beat_covering_ones(data, oracle
     assert found.sum() < 0.95 * wide.sum()
 
 
-def test_an_error_search_over_some_of_the_values_stays_near(data, oracle):
-    x, q = data[0].seen, variant("consecutive", "mse")
-    values, group = by_index(x, "d", "bnd").astype(np.float64), np.repeat(np.arange(GROUPS), 8)
-    some = init(dataclasses.replace(q, values=x.size // 3 + 1), x, "bnd")
-    full, cover = (init(variant("consecutive", b), x, "bnd") for b in ("mse", "cover"))
-    full, found, cover = (errors_of_groups(s, values, group, oracle).sum() for s in (full, some, cover))
-    assert full < found < min(1.25 * full, cover)
-
-
 def test_codes_decode_to_exactly_what_apply_gives(data):
     for q, seen, held, letters in (
         (LINEAR, data[0].seen, data[0].held, "bnd"),
@@ -315,7 +306,6 @@ REFUSED = [
     (dict(bits=0), "bits must be a whole number from 1 to 16, got 0"),
     (dict(restarts=0), "restarts: got 0, must be at least 1"),
     (dict(iterations=0), "iterations: got 0, must be at least 1"),
-    (dict(values=0), "values: got 0, must be at least 1"),
     (dict(grouping="sort"), r"grouping: got 'sort' \(did you mean 'sorted'\?\)"),
     (dict(bounds="max"), r"bounds: got 'max' \(there are: mse, mean, cover\)"),
     (dict(zero_point="extended"), r"zero_point: got 'extended' \(did you mean 'extend'\?\)"),

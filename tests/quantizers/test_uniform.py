@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 
 from jvq.core.ranges import ZERO_POINTS
 from jvq.quantizers import Dynamic, Uniform
-from jvq.quantizers.uniform import RANGES, sample, thin
+from jvq.quantizers.uniform import RANGES
 
 init = jax.jit(lambda q, x, letters: q.init(x, letters), static_argnums=(0, 2))
 _apply = jax.jit(lambda q, s, x, letters: q.apply(s, x, letters), static_argnums=(0, 3))
@@ -212,58 +212,6 @@ def test_the_error_search_beats_the_extremes_and_nears_the_best_of_a_grid(kernel
         assert found <= covered * (1 + 1e-6)
         assert found <= 1.05 * best
         assert best < 0.9 * covered  # there is something to find
-
-
-def test_an_error_search_over_some_of_the_values_still_sees_outlier_channels(x):
-    """A strided sample of [b n d] that left out a channel would clip it."""
-    big = x.copy()
-    big[:, :, 1] *= 30
-    for kwargs in ({"range": "mse"}, {"range": "percentile", "percentile": (0.0,)}):
-        scale = [float(init(Uniform(bits=8, values=v, **kwargs), big, "bnd")["scale"]) for v in (800, big.size)]
-        assert scale[0] > 0.3 * scale[1]
-
-
-def test_weights_are_looked_at_in_full(kernel):
-    some, every = (init(Uniform(bits=3, keep="e", range="mse", values=v), kernel, "dshe") for v in (10, 10**6))
-    np.testing.assert_array_equal(some["scale"], every["scale"])
-
-
-@pytest.mark.parametrize("over", [(0,), (1,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
-def test_thinning_keeps_about_so_many_values_of_every_index(over):
-    shape = (6, 20, 16)
-    place = jnp.arange(6 * 20 * 16).reshape(shape)
-    left = np.asarray(thin(place, over, 480))
-    kept = [i for i in range(3) if i not in over]
-    assert [left.shape[i] for i in kept] == [shape[i] for i in kept]
-    assert left.shape.count(1) >= len(over) - 1
-    assert 480 / 3 <= left.size <= 480 * 1.5
-    where = np.unravel_index(left, shape)
-    for i in kept:  # a value stays at its index of the axes that are kept
-        assert (where[i] == np.arange(shape[i]).reshape([-1 if j == i else 1 for j in range(3)])).all()
-    many = left.size // int(np.prod([shape[i] for i in kept]))
-    if len(over) > 1:  # the first axis is there from end to end; of the last, no index twice before each once
-        assert len(set(where[over[0]].ravel())) == shape[over[0]]
-        assert len(set(where[over[-1]].ravel())) >= min(many, shape[over[-1]])
-    assert thin(place, over, place.size) is place
-
-
-@pytest.mark.parametrize("over", [(1,), (0, 1)])
-def test_a_sample_weighs_what_all_values_do_and_holds_the_extremes(x, over):
-    some, weight = (np.asarray(a) for a in jax.jit(sample, static_argnums=(1, 2))(x, over, 8000))
-    assert weight.sum() == pytest.approx(np.prod([x.shape[i] for i in over]) + 2, rel=1e-5)
-    np.testing.assert_array_equal(some.max(axis=over), x.max(axis=over))
-    np.testing.assert_array_equal(some.min(axis=over), x.min(axis=over))
-    full, ones = sample(jnp.asarray(x), over, x.size)
-    np.testing.assert_array_equal(full, x)
-    assert (np.asarray(ones) == 1).all()
-
-
-def test_a_search_over_a_sample_does_not_clip_the_tails_that_it_missed(oracle):
-    """At 8 bits clipped rare values cost more than all others: far worse than covering, were they left out."""
-    x = np.random.default_rng(0).standard_t(4, (8, 500, 16)).astype(np.float32)
-    q = Uniform(bits=8, keep="d", range="mse", values=8 * 500 * 16 // 20)
-    found, covered = (oracle.error(run(dataclasses.replace(q, range=r), x, "bnd")[1], x) for r in ("mse", "max"))
-    assert found < 1.1 * covered
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
