@@ -49,22 +49,32 @@ ALLOCATED = {
 ORDER = "minmax<igq<igq_8_bops<igq_12<igq_12_bops<igq_upper_bound"
 
 
+FRONT = {f"igq_{g}": dict(groups=g) for g in (4, 16)} | {"ladder": dict(ladder=True)}
+FRONT_WIDTHS = "W7A7,W6A6,W5A5,W4A4,W3A3,W2A2"  # 8 bits leave the ladder no room in int8
+
+
 def get_config(arg=None):
-    model, _, part = (arg or "vit").partition(",")
-    if model not in WEIGHTS:
+    model, _, part = (arg or "").partition(",")
+    if model and model not in WEIGHTS:
         raise ValueError(f"config igq_ablation.py:{model}: no such model{nearest(model, WEIGHTS)}")
     if part not in ("", "front"):
         raise ValueError(f"config igq_ablation.py:{arg}: no part '{part}'{nearest(part, ['front'])}")
-    groups = {f"igq_{g}": dict(groups=g) for g in GROUPS}
-    rows = {f"igq_{g}": groups[f"igq_{g}"] for g in (4, 16)} if part else BASELINES | groups | OPTIONS | ALLOCATED
-    name = "igq_ablation" + (f"_{model}" if model != "vit" else "") + (f"_{part}" if part else "")
+    table = BASELINES | {f"igq_{g}": dict(groups=g) for g in GROUPS} | OPTIONS | ALLOCATED
+    rows = {label: {"name": "igq", **row} for label, row in table.items()}
+    front = {label: {"name": "igq", **row} for label, row in FRONT.items()}
+    parts = {}
+    for name, weights in WEIGHTS.items() if not model else ():
+        parts[name] = dict(weights=weights)
+        parts[f"{name}_front"] = dict(weights=weights, rows=front, widths=FRONT_WIDTHS, order="")
     return config(
-        name,
+        "igq_ablation" + (f"_{model}" if model else "") + (f"_{part}" if part else ""),
         "igq",
-        weights=WEIGHTS[model],
+        weights=WEIGHTS[model or "vit"],
         bits=4,
-        rows={label: {"name": "igq", **row} for label, row in rows.items()},
-        widths="W8A8,W6A6,W5A5,W4A4,W3A3,W2A2" if part else "",
+        rows=front if part else rows,
+        widths=FRONT_WIDTHS if part else "",
         seeds=3,
         order="" if part else ORDER,
+        data={"images": 2000},
+        parts=parts,
     )

@@ -53,6 +53,7 @@ class Run:
     widths: str = ""  # "W8A8,W4A4": all of these instead of the method's bits, in one table (jvq.sweep)
     seeds: int = 1  # calibration sets, drawn by seed, seed + 1, ...: means and spreads over them (jvq.sweep)
     order: str = ""  # "minmax<igq<igq_12": rows from worse to better, tested in pairs at every width (jvq.sweep)
+    parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # instead of this run several: name, changes
 
     def __post_init__(self) -> None:
         _least(1, "resolution", self.resolution)
@@ -76,13 +77,16 @@ def config(
     widths: str = "",
     seeds: int = 1,
     order: str = "",
+    parts: Mapping[str, Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> ml_collections.ConfigDict:
     """A ConfigDict that shows every option of the method and the data, so that each can be overridden.
 
     ``options`` are fields of the method's ``Options``; the run's ``seed`` is also the method's. ``rows`` are shown
     beside the method and its baselines: ``{"percentile": {"name": "minmax", "range": "percentile"}}``, at the
-    method's widths where they have none of their own.
+    method's widths where they have none of their own. ``parts`` make several runs of one command, in the order of their
+    names, each with a folder of its own: ``{"swin": {"weights": "fashion_swin"}}`` says what differs from what stands
+    here.
     """
     chosen = _method(method).Options
     return ml_collections.ConfigDict(
@@ -101,8 +105,23 @@ def config(
             "widths": widths,
             "seeds": seeds,
             "order": order,
+            "parts": {label: dict(changes) for label, changes in (parts or {}).items()},
         }
     )
+
+
+def runs(cfg: Any) -> dict[str, Run]:
+    """The runs of a config by the names of their parts: a single one, named "", where it has none."""
+    whole = typed(cfg)
+    if not whole.parts:
+        return {"": whole}
+    tree, found = cfg.to_dict() if isinstance(cfg, ml_collections.ConfigDict) else dict(cfg), {}
+    for label, changes in whole.parts.items():
+        part = {**tree, "parts": {}, "name": f"{whole.name}_{label}"}
+        for key, value in _mapping(changes, f"parts.{label}").items():
+            part[key] = {**tree[key], **_mapping(value, key)} if key in ("data", "method") else value
+        found[label] = typed(part)
+    return found
 
 
 def typed(cfg: Any) -> Run:

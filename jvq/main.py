@@ -31,22 +31,27 @@ def main(argv: list[str]) -> None:
     if CONFIG.value is None:
         raise ValueError(f"--config is missing, e.g. --config configs/igq_demo.py{nearest('', _configs('configs'))}")
     from jvq import report, run
-    from jvq.config import typed
+    from jvq.config import runs
     from jvq.environment import command_line
 
-    cfg, console = typed(CONFIG.value), report.Console()
+    parts, console = runs(CONFIG.value), report.Console()
     if SITES.value or DRY.value:
-        _look(cfg, console)
+        _look(next(iter(parts.values())), console)
         return
-    workdir = Path(WORKDIR.value) if WORKDIR.value else _free(Path("runs") / cfg.name)
+    workdir = Path(WORKDIR.value) if WORKDIR.value else _free(Path("runs") / CONFIG.value.name, [*parts])
     new = not workdir.exists()
-    report.claim(workdir, OVERWRITE.value)
+    for part in parts:
+        report.claim(workdir / part, OVERWRITE.value)
     try:
-        run.run(cfg, workdir, console, command_line())
+        for part, cfg in parts.items():
+            if part:
+                console.say(f"part {part} of {', '.join(parts)}")
+            run.run(cfg, workdir / part, console, command_line())
     except ValueError:
         if new:
-            with contextlib.suppress(OSError):  # where something was written, it stays
-                workdir.rmdir()
+            for folder in (*(workdir / part for part in parts if part), workdir):
+                with contextlib.suppress(OSError):  # where something was written, it stays
+                    folder.rmdir()
         raise
 
 
@@ -65,10 +70,10 @@ def _look(cfg, console) -> None:  # without types: they would import everything 
         report.show_plan(plan, known, console)
 
 
-def _free(folder: Path) -> Path:
-    """``folder``, or ``folder-2``, ``-3``, ... : the first without a report."""
+def _free(folder: Path, parts: list[str]) -> Path:
+    """``folder``, or ``folder-2``, ``-3``, ... : the first without a report of any part."""
     candidate, i = folder, 1
-    while (candidate / "report.json").exists():
+    while any((candidate / part / "report.json").exists() for part in parts):
         i += 1
         candidate = folder.with_name(f"{folder.name}-{i}")
     return candidate

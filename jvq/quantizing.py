@@ -1,25 +1,18 @@
 """A run that quantises: every row fitted, frozen and evaluated; the method's own sites measured."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
-from jvq import accounting, evaluate, evaluate_maps
+from jvq import accounting, evaluate_maps, inspection
 from jvq.config import Run
 from jvq.core.calibrate import Fitted
-from jvq.core.recipe import Sites
 from jvq.data import sample
-from jvq.methods.grouping import grouping, pictured, troubles_of
-from jvq.models.weights import Checkpoint
-from jvq.opening import data_of, described, first, opened, warnings_of
-from jvq.report import Console, draw_allocation, draw_grouping
-from jvq.rows import Frozen, Row, apart, draw, float_row, plans, scored, site_table, task_of
+from jvq.opening import data_of, described, opened, warnings_of
+from jvq.report import Console
+from jvq.rows import Frozen, Row, apart, draw, float_row, plans, scored, task_of
 from jvq.stages import Stages
-
-SITE_IMAGES = 64  #: images on which the error of every site is measured, the first of the evaluated ones
 
 
 def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
@@ -58,16 +51,13 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     console.say(f"measuring every site of {cfg.method_name} ...")
     main, fitted = fits[cfg.method_name]
     with stages.stage("sites"):
-        found, troubles = _sites(fits, cfg.method_name, checkpoint, known, first(loader, SITE_IMAGES))
+        found, troubles = inspection.sites(fits, cfg.method_name, checkpoint, known, loader)
     notes = dict(fitted.notes)
     with stages.stage("draw"):
+        pictures = inspection.draw(workdir, fits, cfg.method_name, found, checkpoint, known, drawn.images)
         if task is evaluate_maps:
             draw(workdir / "maps.png", outputs, loader)
-        if "allocation" in notes:
-            draw_allocation(workdir / "allocation.png", notes["allocation"])
-        chosen = pictured(main.plan, {address: site["relative_error"] for address, site in found.items()})
-        if chosen:
-            draw_grouping(workdir / "groups.png", grouping(forward, params, drawn.images, main.plan, known, chosen))
+            pictures.append("maps.png")
     return {
         "seconds": stages.seconds,
         "method": cfg.method_name,
@@ -82,23 +72,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         "bops_formula": accounting.FORMULA,
         "rows": table,
         "sites": found,
+        "pictures": pictures,
         "warnings": [*warnings_of(loader), *troubles, *notes.pop("warnings", [])],
         **notes,
     }
-
-
-def _sites(
-    fits: Mapping[str, tuple[Row, Fitted]], name: str, checkpoint: Checkpoint, known: Sites, images: np.ndarray
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The method's operands with their errors on float operands, and what is wrong with its groups."""
-    forward, params, letters = checkpoint.model.forward, checkpoint.params, {a: o.letters for a, o in known.items()}
-
-    def errors_of(name: str) -> dict[str, float]:
-        row, fit = fits[name]
-        return evaluate.site_errors(forward, params, row.plan, fit.qstate, letters, images)
-
-    row, fit = fits[name]
-    errors = errors_of(name)
-    use = evaluate.group_use(forward, params, row.plan, fit.qstate, letters, images)
-    plain = errors_of("minmax") if use and "minmax" in fits and name != "minmax" else {}
-    return site_table(row.plan, known, errors), troubles_of(fit.qstate, use, errors, plain)

@@ -45,7 +45,8 @@ class Row:
         if self.method.calibrates(self.options):
             return None
         plan = {a: repr(q) for a, q in self.plan.items()}
-        return Journal(workdir / f"{self.name}.jsonl", fingerprint(params, images, plan, repr(self.options)))
+        mark = fingerprint(params, images, plan, repr(self.options))
+        return Journal(workdir / f"{self.name}-{mark[:8]}.jsonl", mark)  # seeds and widths have journals of their own
 
 
 def plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, list[Row]]:

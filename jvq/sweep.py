@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from jvq import accounting, evaluate_maps, opening, ordering, rows
+from jvq import accounting, evaluate_maps, inspection, opening, ordering, rows
 from jvq.config import Run
 from jvq.core.calibrate import Fitted, Track, calibrate_all
 from jvq.core.quantizer import State
 from jvq.core.recipe import Sites
-from jvq.data import sample
+from jvq.data import Loader, sample
 from jvq.models.weights import Checkpoint
 from jvq.report import Console
 from jvq.stages import Stages
@@ -42,6 +42,9 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     task = rows.task_of(checkpoint.model)
     runners = {name: task.runner(checkpoint.model.forward, row.plan) for (_, name), row in reversed([*plans.items()])}
     runs: list[dict[str, Any]] = []
+    sites: dict[str, dict[str, Any]] = {}
+    pictures: list[str] = []
+    warnings: list[str] = []
     outputs: dict[str, dict[str, Any]] = {}
     errors: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
@@ -49,6 +52,9 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         with stages.stage("fit"):
             images = sample(train, loader.preprocess, cfg.data.calibration, seed).images
             fits = _fitted(seeded, checkpoint, images, known, workdir, console.track)
+        if seed == cfg.seed:
+            with stages.stage("inspect"):  # at the last width, with the first seed
+                sites, pictures, warnings = _inspected(cfg, workdir, seeded, fits, checkpoint, known, loader, images)
         for (width, name), row in seeded.items():
             with stages.stage("evaluate"):
                 plan, state, _ = fits[width, name]
@@ -66,9 +72,13 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
             if seed == cfg.seed:
                 outputs.setdefault(width, {"float": reference})[name] = got
                 runs[-1]["bytes"] = _bytes(checkpoint, row.planned(plan), state, known)
-    if task is evaluate_maps:
-        for width, made in outputs.items():
+    table = [plain, *(_row(runs, key) for key in plans)]
+    with stages.stage("inspect"):
+        options = {name: row.options for (_, name), row in plans.items()}
+        pictures += inspection.draw_table(workdir, table, options, cfg.method_name)
+        for width, made in outputs.items() if task is evaluate_maps else ():
             rows.draw(workdir / f"maps_{width}.png", made, loader)
+            pictures.append(f"maps_{width}.png")
     return {
         "seconds": stages.seconds,
         "method": cfg.method_name,
@@ -76,11 +86,12 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         "data": opening.data_of(cfg, loader, len(reference[0])),
         "protocol": _protocol(cfg, plans, train.name),
         "bops_formula": accounting.FORMULA,
-        "rows": [plain, *(_row(runs, key) for key in plans)],
+        "rows": table,
         "runs": runs,
         "order": _ordered(chains, errors),
-        "sites": {},
-        "warnings": opening.warnings_of(loader),
+        "sites": sites,
+        "pictures": pictures,
+        "warnings": [*opening.warnings_of(loader), *warnings],
     }
 
 
@@ -143,6 +154,26 @@ def _fitted(
                 journal=row.journal(workdir, params, images),
             )
     return found
+
+
+def _inspected(
+    cfg: Run,
+    workdir: Path,
+    plans: Plans,
+    fits: Mapping[tuple[str, str], Fitted],
+    checkpoint: Checkpoint,
+    known: Sites,
+    loader: Loader,
+    images: np.ndarray,
+) -> tuple[dict[str, dict[str, Any]], list[str], list[str]]:
+    """The main row's sites, pictures, and what is wrong with groups, at the last of the widths."""
+    last = [*plans][-1][0]
+    found = {name: (row, fits[width, name]) for (width, name), row in plans.items() if width == last}
+    found = {name: (row.planned(fit.plan), fit) for name, (row, fit) in found.items()}
+    sites, troubles = inspection.sites(found, cfg.method_name, checkpoint, known, loader)
+    pictures = inspection.draw(workdir, found, cfg.method_name, sites, checkpoint, known, images)
+    noted = [f"{name}: {line}" for name, (_, fit) in found.items() for line in fit.notes.get("warnings", ())]
+    return sites, pictures, troubles + noted
 
 
 def _ordered(chains: list[list[str]], errors: Mapping[tuple[str, str], Any]) -> list[dict[str, Any]]:

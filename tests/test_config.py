@@ -5,7 +5,7 @@ import dataclasses
 import ml_collections
 import pytest
 
-from jvq.config import Data, Run, config, typed
+from jvq.config import Data, Run, config, runs, typed
 from jvq.methods import METHODS
 
 
@@ -125,3 +125,35 @@ def test_a_config_written_by_hand_is_checked_too(case, kind):
 
 def test_a_plain_mapping_will_do():
     assert typed(PLAIN) == typed(config("x", "igq"))
+
+
+def test_parts_are_runs_that_differ_in_what_they_say():
+    parts = {"a": {"weights": "x", "data": {"images": 5}}, "b": {"method": {"bits": 6}, "widths": "W4A4"}}
+    made = config("whole", "igq", weights="w", bits=4, groups=3, data={"batch": 7}, parts=parts)
+    made.data.calibration = 9  # as from the command line
+    found = runs(made)
+    assert [*found] == ["a", "b"]
+    assert [run.name for run in found.values()] == ["whole_a", "whole_b"]
+    a, b = found.values()
+    assert (a.weights, b.weights) == ("x", "w")
+    assert (a.data.images, a.data.batch, b.data.images, b.data.calibration) == (5, 7, None, 9)
+    assert (a.method.bits, b.method.bits, b.method.groups) == (4, 6, 3)
+    assert (a.widths, b.widths) == ("", "W4A4")
+    assert not a.parts
+    assert [*runs(config("single", "igq"))] == [""]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"wieghts": "x"}, "no option 'wieghts'.*weights"),
+        ({"method": {"bist": 3}}, "no option 'method.bist'.*bits"),
+        ({"data": 3}, "data must be a mapping"),
+        (3, "parts.one must be a mapping"),
+    ],
+)
+def test_a_mistake_in_a_part_is_found_before_anything_runs(changes, says):
+    made = config("whole", "igq", weights="w")
+    made.parts = ml_collections.ConfigDict({"one": changes})
+    with pytest.raises(ValueError, match=says):
+        runs(made)

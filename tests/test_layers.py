@@ -37,7 +37,17 @@ BELOW: dict[str, set[str]] = {
     "methods": {"core", "quantizers", "train", "accounting"},
     "config": {"core", "methods"},
 }
-ABOVE_ALL = {"", "main", "run", "opening", "rows", "quantizing", "training", "sweep"}  # "" is jvq/__init__.py
+ABOVE_ALL = {
+    "",
+    "main",
+    "run",
+    "opening",
+    "rows",
+    "quantizing",
+    "training",
+    "sweep",
+    "inspection",
+}  # "" is jvq/__init__.py
 OUTSIDE_OF_CORE = {"jax", "jaxtyping", "numpy"}  # and the standard library
 LAZY = {"tensorflow", "tensorflow_datasets"}  # slow to import: inside functions only
 VAGUE = {"common", "helper", "helpers", "manager", "managers", "util", "utils"}

@@ -57,6 +57,10 @@ def root(model, tmp_path_factory):
     data = f"dict(name='npz', dir={str(folder / 'data.npz')!r}, calibration=4)"
     options = f"weights={str(folder / 'vit.safetensors')!r}, data={data}"
     (folder / "igq.py").write_text(CONFIG.format(method="igq", options=options))
+    parts = "parts=dict(small=dict(method=dict(groups=2)), large=dict(method=dict(groups=4)))"
+    (folder / "parts.py").write_text(
+        CONFIG.format(method="igq", options=f"{options}, {parts}").replace("tiny", "whole")
+    )
     for name, text in FILES.items():
         (folder / name).write_text(text)
     (folder / "file").write_text("")
@@ -210,6 +214,19 @@ def test_overrides_reach_the_run(command, noted):
     cfg = noted[0][0]
     assert (cfg.method.bits, cfg.method.act_bits, cfg.method.weight_bits, cfg.method.sequential) == (6, 5, None, True)
     assert (cfg.data.images, cfg.data.dir, cfg.seed, cfg.method.seed) == (3, "x y", 4, 4)
+
+
+def test_every_part_gets_a_folder_of_its_own_in_that_of_the_whole(command, noted, tmp_path, root):
+    parts = ("--config", root / "parts.py", "--config.data.images=3")
+    for i in ("", "-2"):
+        assert command(*parts)[0] == 0
+        (first, one), (second, two) = noted[-2:]  # by name: a ConfigDict has no other order
+        assert (str(one), str(two)) == (f"runs/whole{i}/large", f"runs/whole{i}/small")
+        assert (first.name, first.method.groups, second.method.groups) == ("whole_large", 4, 2)
+        assert first.data.images == second.data.images == 3
+    code, _, err = command(*parts, "--workdir", "runs/whole")
+    assert code == 2
+    assert "runs/whole/large already holds a report" in err
 
 
 def test_a_failed_run_removes_the_folder_that_it_made_and_no_other(command, monkeypatch, tmp_path):

@@ -25,7 +25,8 @@ SPEC = {"image": (8, 8), "channels": 1, "patch": 4, "dim": 16, "depth": 1, "head
 PREPROCESS = {"size": [8, 8], "resize": None, "interpolation": "bicubic", "mean": [0.5], "std": [0.25]}
 QUICK = {"groups": 2, "start": "quantile", "mstep": "cover"}  # what compiles fast
 REPORT = (
-    "schema command commit versions device seed seconds method model data protocol bops_formula rows sites warnings"
+    "schema command commit versions device seed seconds method model data protocol bops_formula "
+    "rows sites pictures warnings"
 )
 
 

@@ -84,6 +84,35 @@ def test_there_is_a_picture_a_width(swept):
             assert picture.format == "PNG"
 
 
+def test_a_sweep_has_the_sites_and_groups_of_its_main_row_at_the_last_width(swept):
+    report, workdir = swept
+    assert report["pictures"] == ["groups.png", "maps_W8A8.png", "maps_W4A6.png"]
+    assert {site["bits"] for site in report["sites"].values()} == {4, 6, 8}
+    text = (workdir / "report.md").read_text()
+    for name in report["pictures"]:
+        assert (workdir / name).stat().st_size > 1000
+        assert f"![{name}]({name})" in text
+
+
+def test_numbers_of_groups_budgets_and_widths_have_their_pictures(root, tmp_path):
+    """Rows that differ in the number of groups alone, an allocated one, three widths; a resumed run says the same."""
+    rows = {f"igq_{g}": {"name": "igq", "groups": g} for g in (1, 4)} | {"by_mean": {"name": "igq"}}
+    quick = {"groups": 2, "restarts": 1, "mstep": "cover", "weight_range": "max", "candidates": (1, 4)}
+    of_row = {**quick, "name": "igq", "allocation": "mean_groups"}
+    rows = {label: {**of_row, **row} if label == "by_mean" else {**quick, **row} for label, row in rows.items()}
+    chosen = cfg(root, rows=rows, widths="W8A8,W6A6,W4A4", candidates=(1, 4))
+    report = run.run(chosen, tmp_path, Console(quiet=True))
+    errors = [f"groups_error_W{b}A{b}.png" for b in (8, 6, 4)]
+    maps = [f"maps_W{b}A{b}.png" for b in (8, 6, 4)]
+    assert report["pictures"] == ["groups.png", "allocation_by_mean.png", *errors, "front.png", *maps]
+    assert all((tmp_path / name).is_file() for name in report["pictures"])
+    journals = {path.name: path.read_bytes() for path in tmp_path.glob("by_mean-*.jsonl")}
+    assert len(journals) == 3  # one a width
+    again = run.run(chosen, tmp_path, Console(quiet=True))
+    assert again["rows"] == report["rows"]
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")} == journals
+
+
 def test_a_sweep_gives_what_single_runs_give(swept, root, tmp_path):
     report, _ = swept
     single = cfg(root, weight_bits=4, act_bits=6, seed=1)

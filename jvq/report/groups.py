@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jvq.report.picture import figure, save
+from jvq.report.tables import COLUMNS, Column
 
 
 def draw_grouping(path: Path, sites: Mapping[str, Mapping[str, Any]]) -> None:
@@ -65,23 +66,54 @@ def draw_allocation(path: Path, allocation: Mapping[str, Any]) -> None:
     save(made, path)
 
 
-def draw_fronts(path: Path, rows: Sequence[Mapping[str, Any]], score: str, label: str, larger_is_better: bool) -> None:
-    """Writes a picture of the rows' ``score`` against their bit-operations, with the Pareto front of all."""
+def draw_error(
+    path: Path,
+    points: Sequence[tuple[int, Mapping[str, Any]]],
+    beside: Mapping[str, Mapping[str, Any]],
+    measure: str,
+    column: Column,
+) -> None:
+    """Writes a picture of a measure against the number of groups: rows of a table, and others as level lines."""
+    made = figure(5.5, 4.0)
+    axes = made.subplots()
+    groups = [count for count, _ in points]
+    values = [row[measure] for _, row in points]
+    spread = [row.get("spread", {}).get(measure, 0.0) for _, row in points]
+    axes.errorbar(groups, values, yerr=spread, fmt="o-", color="tab:blue", capsize=2, label="groups, chosen per image")
+    for i, (label, row) in enumerate(beside.items()):
+        axes.axhline(row[measure], linestyle="--", color=f"C{i + 1}", linewidth=1, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(groups, [str(count) for count in groups])
+    axes.minorticks_off()
+    axes.set_xlabel("groups of every operand")
+    axes.set_ylabel(f"{column.head}, mean ± spread over the calibration sets")
+    axes.legend(fontsize=8, frameon=False)
+    save(made, path)
+
+
+def draw_fronts(path: Path, rows: Sequence[Mapping[str, Any]], score: str, plain: Mapping[str, Any]) -> None:
+    """Writes a picture of the rows' ``score`` (more is better) against their bit-operations, with the Pareto front.
+
+    ``rows`` are called by their width and their method, ``plain`` is the float model's row.
+    """
     made = figure(7.5, 5.0)
     axes = made.subplots()
+    column = COLUMNS[score]
     families = list(dict.fromkeys(row["name"].split(" ")[-1] for row in rows))
     for i, family in enumerate(families):
         mine = [row for row in rows if row["name"].split(" ")[-1] == family]
-        x, y = [row["bops"] / 1e9 for row in mine], [row[score] for row in mine]
-        spread = [row.get("spread", {}).get(score, 0.0) for row in mine]
+        x, y = [row["bops"] / 1e9 for row in mine], [column.factor * row[score] for row in mine]
+        spread = [column.factor * row.get("spread", {}).get(score, 0.0) for row in mine]
         style = dict(markersize=4, linewidth=1, elinewidth=0.7, color=f"C{i % 10}", label=family)
         axes.errorbar(x, y, yerr=spread, fmt="o-" if i < 10 else "s--", **style)
-    x, y = pareto([(row["bops"] / 1e9, row[score]) for row in rows], larger_is_better)
-    axes.plot(x, y, color="black", linewidth=3, alpha=0.15, label="Pareto front")
+    x, y = pareto([(row["bops"] / 1e9, column.factor * row[score]) for row in rows], True)
+    axes.plot(x, y, color="black", linewidth=4, alpha=0.15, label="Pareto front")
+    axes.axhline(column.factor * plain[score], color="gray", linestyle=":", linewidth=1, label="float")
     axes.set_xscale("log")
     axes.set_xlabel("bit-operations of one image, GBOPs")
-    axes.set_ylabel(label)
-    axes.legend(fontsize=7, frameon=False, ncols=2)
+    axes.set_ylabel(column.head)
+    axes.legend(fontsize=7, frameon=False)
     save(made, path)
 
 

@@ -143,6 +143,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             "calibration images, each operand quantised alone; the chosen one in bold.",
             allocation_table(found),
         ]
+    if report.get("pictures"):
+        parts += ["## Pictures", "\n\n".join(f"![{name}]({name})" for name in report["pictures"])]
     if report["sites"]:
         parts += [
             f"## Sites of {report['method']}",

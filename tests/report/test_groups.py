@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jvq.report import draw_allocation, draw_fronts, draw_grouping
+from jvq.report import draw_allocation, draw_error, draw_fronts, draw_grouping
 from jvq.report.groups import pareto
+from jvq.report.tables import COLUMNS
 
 
 def colours(path):
@@ -59,8 +60,16 @@ def test_a_front_is_drawn_of_rows_with_and_without_spread(tmp_path):
         for method, extra, score in (("minmax", 0, 0.1 * b), ("igq", 1e8, 0.2 * b))
     ]
     rows[0]["spread"] = {"top1": 0.05}
-    draw_fronts(tmp_path / "front.png", rows, "top1", "top-1", True)
+    draw_fronts(tmp_path / "front.png", rows, "top1", {"top1": 0.9})
     assert colours(tmp_path / "front.png")[0] > 20
+
+
+def test_errors_are_drawn_against_the_number_of_groups(tmp_path):
+    points = [(g, {"kl": 0.1 / g, "spread": {"kl": 0.01}}) for g in (1, 2, 8)]
+    draw_error(tmp_path / "error.png", points, {"minmax": {"kl": 0.2}}, "kl", COLUMNS["kl"])
+    draw_error(tmp_path / "other.png", points, {}, "kl", COLUMNS["kl"])
+    assert colours(tmp_path / "error.png")[0] > 20
+    assert (tmp_path / "error.png").read_bytes() != (tmp_path / "other.png").read_bytes()
 
 
 @pytest.mark.parametrize("larger", [True, False])

@@ -1,0 +1,106 @@
+"""Looking at what a method did: the error of every site, what is wrong with its groups, and pictures of them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jvq import evaluate
+from jvq.core.calibrate import Fitted
+from jvq.core.recipe import Sites
+from jvq.data import Loader
+from jvq.methods.grouping import grouping, pictured, troubles_of
+from jvq.models.weights import Checkpoint
+from jvq.opening import first
+from jvq.report import draw_allocation, draw_error, draw_fronts, draw_grouping
+from jvq.report.tables import COLUMNS
+from jvq.rows import Row, site_table
+
+SITE_IMAGES = 64  #: images on which the error of every site is measured, the first of the evaluated ones
+SCORES = ("top1", "correlation")  #: what a front shows, the first that a row has; larger is better
+LOSSES = ("kl", "nmse")  #: what the number of groups is held against; smaller is better
+
+Fits = Mapping[str, tuple[Row, Fitted]]
+"""By name the row, with the plan that fitting made, and what fitting gave."""
+
+
+def sites(
+    fits: Fits, name: str, checkpoint: Checkpoint, known: Sites, loader: Loader
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The operands of the row ``name`` with their errors on float operands, and what is wrong with its groups."""
+    forward, params, letters = checkpoint.model.forward, checkpoint.params, {a: o.letters for a, o in known.items()}
+    images = first(loader, SITE_IMAGES)
+
+    def errors_of(name: str) -> dict[str, float]:
+        row, fit = fits[name]
+        return evaluate.site_errors(forward, params, row.plan, fit.qstate, letters, images)
+
+    row, fit = fits[name]
+    errors = errors_of(name)
+    use = evaluate.group_use(forward, params, row.plan, fit.qstate, letters, images)
+    plain = errors_of("minmax") if use and "minmax" in fits and name != "minmax" else {}
+    return site_table(row.plan, known, errors), troubles_of(fit.qstate, use, errors, plain)
+
+
+def draw(
+    workdir: Path,
+    fits: Fits,
+    name: str,
+    found: Mapping[str, Mapping[str, Any]],
+    checkpoint: Checkpoint,
+    known: Sites,
+    images: np.ndarray,
+) -> list[str]:
+    """Pictures of the groups of the row ``name``, and of every allocation; the names of the files.
+
+    ``found`` are the row's sites, ``images`` those of its calibration.
+    """
+    made = []
+    row, _ = fits[name]
+    chosen = pictured(row.plan, {address: site["relative_error"] for address, site in found.items()})
+    if chosen:
+        forward, params = checkpoint.model.forward, checkpoint.params
+        draw_grouping(workdir / "groups.png", grouping(forward, params, images, row.plan, known, chosen))
+        made.append("groups.png")
+    for other, (_, fit) in fits.items():
+        if "allocation" in fit.notes:
+            file = "allocation.png" if other == name else f"allocation_{other}.png"
+            draw_allocation(workdir / file, fit.notes["allocation"])
+            made.append(file)
+    return made
+
+
+def draw_table(workdir: Path, rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any], name: str) -> list[str]:
+    """Pictures of a table over widths: error against groups at each of them, accuracy against bit-operations.
+
+    ``options`` are those of every row by its name without the width, ``name`` the main row's.
+    """
+    by_width: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        width, _, label = row["name"].partition(" ")
+        if label:  # not the float model
+            by_width.setdefault(width, {})[label] = row
+    made = []
+    loss = next(measure for measure in LOSSES if measure in rows[0])
+    varied = {label: options[label].groups for label in options if _differ_in_groups(options[label], options[name])}
+    beside = [label for label in options if label not in varied and label in ("minmax", f"{name}_upper_bound")]
+    for width, found in by_width.items():
+        if len({*varied.values()}) > 2:
+            file = f"groups_error_{width}.png"
+            points = sorted((groups, found[label]) for label, groups in varied.items())
+            draw_error(workdir / file, points, {label: found[label] for label in beside}, loss, COLUMNS[loss])
+            made.append(file)
+    score = next((measure for measure in SCORES if rows[0].get(measure) is not None), None)
+    if len(by_width) > 2 and score is not None:
+        draw_fronts(workdir / "front.png", [row for f in by_width.values() for row in f.values()], score, rows[0])
+        made.append("front.png")
+    return made
+
+
+def _differ_in_groups(options: Any, main: Any) -> bool:
+    """Whether the options are those of the main row but for the number of groups."""
+    if type(options) is not type(main) or not hasattr(main, "groups"):
+        return False
+    return dataclasses.replace(options, groups=main.groups) == main
