@@ -37,8 +37,10 @@ OPTIONS = {
     "pooled": dict(statistics="pooled"),
     "rows_by_token": dict(softmax_along="q"),
     "ladder": dict(ladder=True),
-    "weights_max": dict(weight_range="max"),
+    "weights_mse": dict(weight_range="mse"),
     "weights_percentile": dict(weight_range="percentile"),
+    "qkv_tensor": dict(qkv="tensor"),
+    "qkv_max": dict(qkv_range="max"),
     "sequential": dict(sequential=True),
 }
 ALLOCATED = {

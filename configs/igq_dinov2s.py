@@ -55,10 +55,10 @@ def get_config(arg=None):
         data={"name": "photos", "batch": 12},
         rows={
             "percentile": {"name": "minmax", "range": "percentile", "weight_range": "percentile"},
-            "igq_12": {"name": "igq", "groups": 12, "weight_range": "max"},
+            "igq_12": {"name": "igq", "groups": 12},
+            "igq_qkv_tensor": {"name": "igq", "qkv": "tensor"},
         },
         widths="W8A8,W6A6,W4A8,W4A4" if arg == "table" else "",
         seeds=3 if arg == "table" else 1,
         bits=4,
-        weight_range="max",
     )

@@ -16,7 +16,7 @@ WEIGHTS = {
     f"block00/{op}.w": "she" if op == "attn/qkv" else "o" for op in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")
 }
 EDGES = ["patch.x", "patch.w", "head.x", "head.w"]
-STATIC = {"range": "percentile", "percentile": (0.1, 0.01, 0.001)}
+STATIC = {"keep": "h", "range": "percentile", "percentile": (0.1, 0.01, 0.001)}
 
 
 FITTED = ("sequential", "allocation", "candidates", "allocation_rest")  # change what fitting does, not the recipe
@@ -31,7 +31,7 @@ def test_the_default_plan(known):
     want = {a: Grouped(4, 8, "d") for a in LINEAR}
     want |= {a: Grouped(4, 8, "hq", nonnegative=True) for a in MAPS}
     want |= {a: Uniform(4, **STATIC) for a in QKV}
-    want |= {a: Uniform(4, keep, range="mse") for a, keep in WEIGHTS.items()}
+    want |= {a: Uniform(4, keep) for a, keep in WEIGHTS.items()}
     want |= {a: Uniform(8, "o") if a.endswith("w") else Uniform(8) for a in EDGES}
     assert plan(known) == want
     assert list(resolve(igq.recipe(igq.Options(), known), known)) == list(known)
@@ -48,14 +48,14 @@ CASES = {  # options: the addresses that change, to what
         {
             **{a: dict(bits=6) for a in LINEAR + MAPS},
             **{a: dict(bits=6, range="max") for a in QKV},
-            **{a: Uniform(6, k) for a, k in WEIGHTS.items()},
+            **{a: dict(bits=6) for a in WEIGHTS},
         },
     ),
-    "weight_bits": (dict(weight_bits=3), {a: dict(bits=3) for a in WEIGHTS}),
+    "weight_bits": (dict(weight_bits=3), {a: dict(bits=3, range="mse") for a in WEIGHTS}),
     "act_bits": (dict(act_bits=3), {a: dict(bits=3) for a in LINEAR + MAPS + QKV}),
     "edge_bits": (
         dict(edge_bits=5),
-        {a: Uniform(5, "o", range="mse") if a.endswith("w") else Uniform(5) for a in EDGES},
+        {a: Uniform(5, "o") if a.endswith("w") else Uniform(5) for a in EDGES},
     ),
     "groups": (dict(groups=2), {a: dict(groups=2) for a in LINEAR + MAPS}),
     "softmax_groups": (dict(softmax_groups=2), {a: dict(groups=2) for a in MAPS}),
@@ -63,13 +63,13 @@ CASES = {  # options: the addresses that change, to what
     "linear float": (dict(linear="float"), dict.fromkeys(LINEAR)),
     "softmax": (dict(softmax="layer"), {a: Uniform(4) for a in MAPS}),
     "softmax float": (dict(softmax="float"), dict.fromkeys(MAPS)),
-    "qkv": (dict(qkv="head"), {a: dict(keep="h") for a in QKV}),
+    "qkv": (dict(qkv="tensor"), {a: dict(keep="") for a in QKV}),
     "qkv_range": (dict(qkv_range="max"), {a: dict(range="max") for a in QKV}),
     "qkv float": (dict(qkv="float"), dict.fromkeys(QKV)),
     "linear_along": (dict(linear_along="n"), {a: dict(along="n") for a in LINEAR}),
     "softmax_along": (dict(softmax_along="q"), {a: dict(along="q") for a in MAPS}),
-    "weight_range": (dict(weight_range="max"), {a: dict(range="max") for a in WEIGHTS}),
-    "weight_range mse": (dict(weight_range="mse"), {"patch.w": dict(range="mse"), "head.w": dict(range="mse")}),
+    "weight_range": (dict(weight_range="mse"), {a: dict(range="mse") for a in [*WEIGHTS, "patch.w", "head.w"]}),
+    "weight_range max": (dict(weight_range="max", weight_bits=3), {a: dict(bits=3) for a in WEIGHTS}),
     "weight_percentile": (
         dict(weight_range="percentile", weight_percentile=2.0),
         {a: dict(range="percentile", percentile=(2.0,)) for a in [*WEIGHTS, "patch.w", "head.w"]},
@@ -109,8 +109,8 @@ def test_every_option_has_a_case():
     assert {name.split()[0] for name in CASES} == {f.name for f in dataclasses.fields(igq.Options)}
 
 
-@pytest.mark.parametrize(("bits", "chosen"), [(5, "mse"), (6, "max")])
-def test_weight_ranges_are_searched_below_six_bits(bits, chosen, known):
+@pytest.mark.parametrize(("bits", "chosen"), [(3, "mse"), (4, "max")])
+def test_weight_ranges_are_searched_below_four_bits(bits, chosen, known):
     found = plan(known, bits=bits)
     assert {found[a].range for a in WEIGHTS} == {chosen}
     assert found["patch.w"].range == "max", "8 bits, whatever the rest has"
@@ -120,7 +120,7 @@ def test_weight_ranges_are_searched_below_six_bits(bits, chosen, known):
 def test_query_key_and_value_are_cut_below_six_bits(bits, chosen, known):
     found = plan(known, bits=8, act_bits=bits)
     assert {found[a].range for a in QKV} == {chosen}
-    assert f"query, key, value: {bits} bits, per tensor, static" in "; ".join(
+    assert f"query, key, value: {bits} bits, per head, static" in "; ".join(
         f"{name}: {said}" for name, said in igq.protocol(igq.Options(act_bits=bits)).items()
     )
 
