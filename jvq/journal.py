@@ -28,27 +28,35 @@ def fingerprint(*things: Any) -> str:
 class Journal(MutableMapping[str, Any]):
     """A mapping of JSON values, each on disk (a line of JSON) before the assignment returns.
 
-    A file of another ``fingerprint`` is of another computation and is replaced. A last line that was cut off by an
-    interruption is dropped.
+    A file of another ``fingerprint`` is of another computation and is replaced, with the first value that there is. A
+    last line that was cut off by an interruption is dropped.
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path = path
         self.values_: dict[str, Any] = {}
-        head, lines = json.dumps({"fingerprint": fingerprint}), _lines(path)
-        if lines[:1] == [head]:
+        self.head = json.dumps({"fingerprint": fingerprint})
+        self.begun = False
+        lines = _lines(path)
+        if lines[:1] == [self.head]:
             for line in lines[1:]:
                 self.values_.update(json.loads(line))
-        kept = (head, *(json.dumps({k: v}) for k, v in self.values_.items()))
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(part, path)  # an interruption loses nothing
         self.resumed = len(self.values_)  #: values found in the file
+
+    def _begin(self) -> None:
+        """Makes the file one of this journal, with nothing but what it holds: an interruption loses nothing."""
+        kept = (self.head, *(json.dumps({k: v}) for k, v in self.values_.items()))
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(part, self.path)
+        self.begun = True
 
     def __getitem__(self, key: str) -> Any:
         return self.values_[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
+        if not self.begun:
+            self._begin()
         with self.path.open("a") as file:
             file.write(json.dumps({key: value}) + "\n")
         self.values_[key] = value

@@ -25,11 +25,11 @@ def filled(path):
     return path
 
 
-def test_a_new_journal_is_empty(path):
+def test_a_new_journal_is_empty_and_leaves_no_file(path):
     journal = Journal(path, "here")
     assert dict(journal) == {}
     assert (len(journal), journal.resumed) == (0, 0)
-    assert path.exists()
+    assert not path.exists()
 
 
 def test_values_survive_reopening(filled):
@@ -105,7 +105,10 @@ def test_a_journal_of_another_computation_is_replaced(filled):
     journal = Journal(filled, "there")
     assert dict(journal) == {}
     assert journal.resumed == 0
+    assert dict(Journal(filled, "here")) == VALUES, "until there is something new"
+    journal["a"] = [1.0]
     assert dict(Journal(filled, "here")) == {}, "for good"
+    assert dict(Journal(filled, "there")) == {"a": [1.0]}
 
 
 def test_a_value_that_is_no_json_leaves_the_journal_as_it_was(filled):
@@ -126,14 +129,14 @@ def test_what_was_found_is_not_deleted(filled):
     assert dict(journal) == dict(Journal(filled, "here")) == VALUES
 
 
-def test_a_kill_while_reopening_loses_nothing(filled, monkeypatch):
+def test_a_kill_while_going_on_loses_nothing(filled, monkeypatch):
     def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(json, "dumps", lambda x, dumps=json.dumps: killed() if "fingerprint" not in x else dumps(x))
         with pytest.raises(KeyboardInterrupt):
-            Journal(filled, "here")
+            Journal(filled, "here")["next"] = [1.0]
     assert dict(Journal(filled, "here")) == VALUES
 
 

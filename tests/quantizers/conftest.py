@@ -27,6 +27,12 @@ def maps(rng, images: int, heads: int = 2, tokens: int = 20) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
+def draw_channels():
+    """``draw_channels(rng, images) -> draw``, and ``draw(images) -> [b n d]``: one source of images."""
+    return channels
+
+
+@pytest.fixture(scope="session")
 def data() -> list[SimpleNamespace]:
     """Three draws of ``seen held`` [b n d] and ``seen_maps held_maps`` [b h q k], of eight and of four images."""
     draws = []

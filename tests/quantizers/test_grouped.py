@@ -453,6 +453,21 @@ def test_more_groups_mean_less_error_and_never_less_than_the_upper_bounds(data, 
     assert errors[-1] >= np.mean([upper_bound(d.held, "bd", "bnd", oracle) for d in data])
 
 
+def test_more_calibration_images_help_ever_less(draw_channels, oracle):
+    """Spec 8.29: the error on held-out images with 1, 4 and 32 calibration images."""
+    q = dataclasses.replace(LINEAR, mstep="mean", **QUICK)
+    errors = np.zeros((3, 3))
+    for i in range(3):
+        draw = draw_channels(np.random.default_rng(10 + i), 32)
+        seen, held = draw(32), draw(4)
+        for j, count in enumerate((1, 4, 32)):
+            errors[i, j] = oracle.error(apply(q, init(q, seen[:count], "bnd"), held), held)
+    one, four, many = errors.mean(axis=0)
+    assert one > 1.15 * four
+    assert one - four > 1.5 * (four - many)
+    assert many < 1.05 * four
+
+
 def test_more_row_groups_mean_less_error_and_entries_stay_in_their_range(data, oracle):
     """Spec 8.18."""
     errors = []
