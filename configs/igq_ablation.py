@@ -48,7 +48,7 @@ ALLOCATED = {
     "igq_8_mean": dict(allocation="mean_groups"),
     "igq_12_bops": dict(groups=12, allocation="bops"),
 }
-ORDER = "minmax<igq<igq_8_bops<igq_12<igq_12_bops<igq_upper_bound"
+ORDER = "minmax<igq<igq_8_bops<igq_upper_bound,igq<igq_12<igq_12_bops<igq_upper_bound"
 
 
 FRONT = {f"igq_{g}": dict(groups=g) for g in (4, 16)} | {"ladder": dict(ladder=True)}

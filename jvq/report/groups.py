@@ -85,7 +85,7 @@ def draw_error(
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(groups, [str(count) for count in groups])
-    axes.minorticks_off()
+    axes.xaxis.minorticks_off()
     axes.set_xlabel("groups of every operand")
     axes.set_ylabel(f"{column.head}, mean ± spread over the calibration sets")
     axes.legend(fontsize=8, frameon=False)
