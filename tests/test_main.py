@@ -172,7 +172,7 @@ def test_dry_shows_the_plan_after_options_and_rules(command, model, nothing_comp
     known = sites(model.forward, model.shapes(), model.image)
     assert list(lines)[2:] == list(known)
     assert lines["block00/mlp/fc1.x"] == ["bnd", "Grouped(bits=4,", "groups=3,", "along='d')"]
-    assert lines["block00/mlp/fc1.w"] == ["do", "Uniform(bits=7,", "keep='o',", "range='mse')"]
+    assert lines["block00/mlp/fc1.w"] == ["do", "Uniform(bits=7,", "keep='o')"]
     assert lines["block00/attn/qk.q"] == [known["block00/attn/qk.q"].letters, "float"]
     assert list(tmp_path.iterdir()) == []
 
