@@ -77,6 +77,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         "bops_formula": accounting.FORMULA,
         "rows": [row],
         "sites": {},
+        "pictures": [],
         "warnings": warnings_of(loader),
     }
 
