@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from jvq import accounting, evaluate_maps, inspection, opening, ordering, rows
+from jvq import accounting, evaluate_maps, inspection, opening, ordering, rows, sharing
 from jvq.config import Run
-from jvq.core.calibrate import Fitted, Track, calibrate_all
+from jvq.core.calibrate import Fitted
 from jvq.core.quantizer import State
 from jvq.core.recipe import Sites
 from jvq.data import Loader, sample
@@ -20,8 +20,7 @@ from jvq.models.weights import Checkpoint
 from jvq.report import Console
 from jvq.stages import Stages
 
-Plans = Mapping[tuple[str, str], rows.Row]
-"""Width and the row's name to the row."""
+Plans = sharing.Plans
 
 
 def wanted(cfg: Run) -> bool:
@@ -40,7 +39,8 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     with stages.stage("evaluate"):
         reference, plain = rows.float_row(checkpoint, known, loader, console)
     task = rows.task_of(checkpoint.model)
-    runners = {name: task.runner(checkpoint.model.forward, row.plan) for (_, name), row in reversed([*plans.items()])}
+    length = sharing.most_groups(row.plan for row in plans.values())
+    runners = sharing.Runners(task.runner, checkpoint)
     runs: list[dict[str, Any]] = []
     sites: dict[str, dict[str, Any]] = {}
     pictures: list[str] = []
@@ -51,19 +51,15 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         seeded = {key: _seeded(row, seed) for key, row in plans.items()}
         with stages.stage("fit"):
             images = sample(train, loader.preprocess, cfg.data.calibration, seed).images
-            fits = _fitted(seeded, checkpoint, images, known, workdir, console.track)
+            fits = sharing.fitted(seeded, checkpoint, images, known, workdir, console.track)
         if seed == cfg.seed:
             with stages.stage("inspect"):  # at the last width, with the first seed
                 sites, pictures, warnings = _inspected(cfg, workdir, seeded, fits, checkpoint, known, loader, images)
         for (width, name), row in seeded.items():
             with stages.stage("evaluate"):
                 plan, state, _ = fits[width, name]
-                got = task.predict(
-                    lambda x, name=name, state=state: runners[name](checkpoint.params, state, x),
-                    loader,
-                    f"evaluating {width} {name}, seed {seed}",
-                    track=console.track,
-                )
+                text = f"evaluating {width} {name}, seed {seed}"
+                got = task.predict(runners.model(plan, state, length), loader, text, track=console.track)
                 scores = task.score(reference, got)._asdict()
                 for measure, values in task.images(reference, got).items() if chains else ():
                     errors.setdefault((width, name), {}).setdefault(measure, []).append(values)
@@ -131,29 +127,6 @@ def _seeded(row: rows.Row, seed: int) -> rows.Row:
     plan = {a: dataclasses.replace(q, seed=seed) if hasattr(q, "seed") else q for a, q in row.plan.items()}  # type: ignore[type-var]
     options = dataclasses.replace(row.options, seed=seed) if hasattr(row.options, "seed") else row.options
     return dataclasses.replace(row, options=options, plan=plan)
-
-
-def _fitted(
-    plans: Plans, checkpoint: Checkpoint, images: np.ndarray, known: Sites, workdir: Path, track: Track
-) -> dict[tuple[str, str], Fitted]:
-    """Every row fitted; rows that only calibrate, on float activations, share the passes."""
-    forward, params = checkpoint.model.forward, checkpoint.params
-    shared = {key: row for key, row in plans.items() if row.method.calibrates(row.options)}
-    all_of = calibrate_all(forward, params, images, [row.plan for row in shared.values()], known, track=track)
-    found = {key: Fitted(row.plan, state) for (key, row), state in zip(shared.items(), all_of, strict=True)}
-    for key, row in plans.items():
-        if key not in shared:
-            found[key] = row.method.fit(
-                row.options,
-                forward,
-                params,
-                images,
-                row.plan,
-                known,
-                track=track,
-                journal=row.journal(workdir, params, images),
-            )
-    return found
 
 
 def _inspected(

@@ -16,6 +16,7 @@ from jvq.core.quantizer import Quantizer
 from jvq.core.recipe import resolve, sites
 from jvq.methods import METHODS
 from jvq.models import ARCHITECTURES, build
+from jvq.quantizers import Dynamic, Grouped, StaticGrouped, Uniform
 
 QUANTIZERS = [getattr(jvq.quantizers, name) for name in jvq.quantizers.__all__]
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -101,6 +102,34 @@ def test_the_width_lives_in_the_state_so_that_no_width_recompiles(quantizer, sam
         state = q.init(samples, LETTERS)
         np.testing.assert_array_equal(run(state, samples), q.apply(state, samples, LETTERS))
     assert len(traces) == 1
+
+
+VARIED = {
+    Uniform: [dict(keep="d"), dict(symmetric=True), dict(range="mse"), dict(zero_point="clamp")],
+    Dynamic: [dict(keep="bd"), dict(nonnegative=True), dict(zero_point="free")],
+    Grouped: [
+        dict(along="n", distance="absolute"),
+        dict(nonnegative=True, distance="relative"),
+        dict(mstep="mean", statistics="pooled"),
+        dict(ladder=True),
+        dict(groups=3, capacity=9),
+    ],
+    StaticGrouped: [dict(along="n"), dict(grouping="kmeans"), dict(bounds="mse"), dict(nonnegative=True)],
+}
+
+
+@pytest.mark.parametrize("bits", [2, 5])
+@pytest.mark.parametrize("quantizer", [kind(**c) for kind in QUANTIZERS for c in [{}, *VARIED[kind]]], ids=repr)
+def test_the_form_does_what_the_quantizer_does(quantizer, bits, samples):
+    quantizer = dataclasses.replace(quantizer, bits=bits)
+    state = quantizer.init(samples, LETTERS)
+    assert quantizer.form == dataclasses.replace(quantizer, bits=7).form == quantizer.form.form
+    np.testing.assert_array_equal(
+        quantizer.form.apply(state, samples, LETTERS), quantizer.apply(state, samples, LETTERS)
+    )
+    got, want = (q.encode(state, samples, LETTERS) for q in (quantizer.form, quantizer))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @each_quantizer(4)

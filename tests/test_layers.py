@@ -45,6 +45,7 @@ ABOVE_ALL = {
     "rows",
     "quantizing",
     "training",
+    "sharing",
     "sweep",
     "inspection",
 }  # "" is jvq/__init__.py

@@ -205,6 +205,10 @@ class _Gated:
     def apart(self) -> str:
         return self.inner.apart
 
+    @property
+    def form(self) -> "_Gated":
+        return dataclasses.replace(self, inner=self.inner.form)
+
     def check(self, letters: str, shape: tuple[int, ...]) -> None:
         self.inner.check(letters, shape)
 

@@ -32,14 +32,14 @@ def freeze(
         if there is None:
             return leaf
         quantizer, state, letters = there
-        return _pack(quantizer, state, leaf, letters)
+        return _pack(quantizer.form, quantizer.bits, state, leaf, letters)
 
     tree = jax.tree_util.tree_map_with_path(replace, params, is_leaf=lambda x: isinstance(x, Packed))
     rest = {a: q for a, q in plan.items() if known[a].path is None}
     return tree, rest, {a: qstate[a] for a in rest}
 
 
-@partial(jax.jit, static_argnums=(0, 3))
-def _pack(quantizer: Quantizer, state: State, leaf: jax.Array, letters: str) -> Packed:
-    """One executable per quantiser and shape, shared by all weights that have both."""
-    return Packed.of(quantizer.encode(state, leaf, letters), quantizer.bits)
+@partial(jax.jit, static_argnums=(0, 1, 4))
+def _pack(form: Quantizer, bits: int, state: State, leaf: jax.Array, letters: str) -> Packed:
+    """One executable per form of quantiser, width and shape, shared by all weights that have them."""
+    return Packed.of(form.encode(state, leaf, letters), bits)

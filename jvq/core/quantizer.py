@@ -56,6 +56,14 @@ class Quantizer(Protocol):
         """The axes, but for the image's, whose indices calibration must tell apart: it keeps their extremes."""
         ...
 
+    @property
+    def form(self) -> "Quantizer":
+        """The quantiser with all that ``apply`` and ``encode`` do not look at as if never set.
+
+        Quantisers of one form, with states of the same shapes, share executables.
+        """
+        ...
+
     def init(self, samples: jax.Array | Samples, letters: str) -> State:
         """The state for an operand with all calibration images along ``b``, or for what is kept of it; or a weight."""
         ...

@@ -14,12 +14,12 @@ import numpy as np
 
 from jvq.accounting import BETA
 from jvq.core.calibrate import Fitted, Track, calibrate_all, silent
-from jvq.core.quantizer import Quantizer, State
+from jvq.core.quantizer import Quantizer
 from jvq.core.recipe import Forward, Operand, Plan, Sites
 from jvq.methods.budget import check, choose
 from jvq.methods.sensitivity import Journal, sweep
 from jvq.quantizers import Grouped
-from jvq.quantizers.grouped import indices
+from jvq.quantizers.grouped import cut, indices
 
 Budget = Literal["none", "bops", "mean_groups"]
 Rest = Literal["float", "quantized"]
@@ -68,7 +68,7 @@ def allocate(
     loss = sweep(forward, params, images, offered, states, known, base=base, track=track, journal=journal)
     chosen = dict(zip(offers, choose([*loss.values()], [*costs.values()], limit), strict=True))
     picked = {a: o.candidates[chosen[a]] for a, o in offers.items()}
-    qstate = {a: _cut(states[a][chosen[a]], picked[a].groups) if a in offers else first[a] for a in plan}
+    qstate = {a: cut(states[a][chosen[a]], picked[a].groups) if a in offers else first[a] for a in plan}
     final = {a: dataclasses.replace(picked[a], capacity=None) if a in offers else q for a, q in plan.items()}
     warnings = rises(loss, {a: [q.groups for q in o.candidates] for a, o in offers.items()})
     notes = {"allocation": _notes(budget, limit, offers, loss, costs, chosen), "warnings": warnings}
@@ -99,11 +99,6 @@ def _cost(budget: Budget, q: Quantizer, o: Operand) -> int:
         assert isinstance(q, Grouped)
         return q.groups
     return q.overhead(o.letters, o.shape, o.contracted, int(np.prod(o.product)), BETA).total
-
-
-def _cut(state: State, groups: int) -> State:
-    """The state without its padding."""
-    return {name: x[:groups] if x.ndim else x for name, x in state.items()}
 
 
 def _notes(

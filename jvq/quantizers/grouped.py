@@ -79,6 +79,11 @@ class Grouped:
     def apart(self) -> str:
         return self.along
 
+    @property
+    def form(self) -> "Grouped":
+        distance = "absolute" if self.distance == "absolute" else "squared"
+        return Grouped(along=self.along, nonnegative=self.nonnegative, distance=distance)
+
     def clustered(self, samples: jax.Array | Samples, letters: str) -> tuple[jax.Array, kmeans.Fit]:
         """The points (min, max) [p 2] of the calibration samples, and what the EM makes of them."""
         points = self._points(*whole(samples, letters, self.apart).bounds("b" + self.along), letters)
@@ -198,6 +203,18 @@ class Grouped:
         else:
             group = found.group.reshape(shape)
         return group_error(samples, kept, group, self.length, levels)
+
+
+def padded(state: State, length: int) -> State:
+    """A state whose arrays have ``length`` groups: those that are added are never chosen."""
+    more = length - len(state["lower"])
+    filler = {"lower": jnp.inf, "upper": jnp.inf, "scale": 1.0, "zero": 0.0}
+    return {n: jnp.pad(x, (0, more), constant_values=filler[n]) if n in filler else x for n, x in state.items()}
+
+
+def cut(state: State, groups: int) -> State:
+    """The state without its padding."""
+    return {name: x[:groups] if x.ndim else x for name, x in state.items()}
 
 
 def indices(along: str, letters: str, shape: tuple[int, ...]) -> int:

@@ -62,6 +62,10 @@ class StaticGrouped:
     def apart(self) -> str:
         return self.along
 
+    @property
+    def form(self) -> Uniform:
+        return self._frozen.form
+
     def init(self, samples: jax.Array | Samples, letters: str) -> State:
         samples = whole(samples, letters, self.apart)
         points = self.points(samples)

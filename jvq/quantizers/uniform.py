@@ -60,6 +60,10 @@ class Uniform:
     def apart(self) -> str:
         return self.keep
 
+    @property
+    def form(self) -> "Uniform":
+        return Uniform(keep=self.keep)
+
     def init(self, samples: jax.Array | Samples, letters: str) -> State:
         over = axes.others(self.keep, letters)
         levels = ranges.level_count(self.bits)
@@ -133,6 +137,10 @@ class Dynamic:
     @property
     def apart(self) -> str:
         return ""  # nothing is looked at
+
+    @property
+    def form(self) -> "Dynamic":
+        return Dynamic(keep=self.keep, nonnegative=self.nonnegative, zero_point=self.zero_point)
 
     def init(self, samples: jax.Array | Samples, letters: str) -> State:
         return {"levels": ranges.level_count(self.bits)}

@@ -1,0 +1,71 @@
+"""What the rows of a table share: passes over the calibration images, and executables."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jvq.core.calibrate import Fitted, Track, calibrate_all
+from jvq.core.quantizer import State
+from jvq.core.recipe import Plan, Sites
+from jvq.models.weights import Checkpoint
+from jvq.quantizers import Grouped
+from jvq.quantizers.grouped import cut, padded
+from jvq.rows import Row
+
+Key = tuple[str, str]
+Plans = Mapping[Key, Row]
+"""Width and the row's name to the row."""
+
+
+def most_groups(plans: Iterable[Plan]) -> int:
+    """The largest number of groups: with as many places in every state, all numbers of groups share executables."""
+    return max((q.groups for plan in plans for q in plan.values() if isinstance(q, Grouped)), default=1)
+
+
+def fitted(
+    plans: Plans, checkpoint: Checkpoint, images: np.ndarray, known: Sites, workdir: Path, track: Track
+) -> dict[Key, Fitted]:
+    """Every row fitted; rows that only calibrate, on float activations, share the passes."""
+    forward, params = checkpoint.model.forward, checkpoint.params
+    simple = {key: row for key, row in plans.items() if row.method.calibrates(row.options)}
+    length = most_groups(row.plan for row in simple.values())
+    wide = [{a: _with_places(q, length) for a, q in row.plan.items()} for row in simple.values()]
+    states = calibrate_all(forward, params, images, wide, known, track=track)
+    found = {}
+    for (key, row), state in zip(simple.items(), states, strict=True):
+        own = {a: cut(state[a], q.groups) if isinstance(q, Grouped) else state[a] for a, q in row.plan.items()}
+        found[key] = Fitted(row.plan, own)
+    for key, row in plans.items():
+        if key not in simple:
+            journal = row.journal(workdir, params, images)
+            found[key] = row.method.fit(
+                row.options, forward, params, images, row.plan, known, track=track, journal=journal
+            )
+    return found
+
+
+def _with_places(q: Any, length: int) -> Any:
+    return dataclasses.replace(q, capacity=length) if isinstance(q, Grouped) else q
+
+
+@dataclasses.dataclass
+class Runners:
+    """Quantised models of one checkpoint; plans of one form share an executable."""
+
+    runner: Callable[..., Any]  # of the task
+    checkpoint: Checkpoint
+    made: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    def model(self, plan: Plan, state: Mapping[str, State], length: int) -> Callable[[jax.Array], Any]:
+        """``model(images) -> outputs``, with ``length`` places, or as many as are needed, for groups in every state."""
+        form = {a: q.form for a, q in plan.items()}
+        key = tuple(form.items())
+        if key not in self.made:
+            self.made[key] = self.runner(self.checkpoint.model.forward, form)
+        run, length = self.made[key], max(length, most_groups([plan]))
+        wide = {a: padded(s, length) if isinstance(plan[a], Grouped) else s for a, s in state.items()}
+        return lambda images: run(self.checkpoint.params, wide, images)

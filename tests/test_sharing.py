@@ -1,0 +1,61 @@
+"""What rows of a table share changes none of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvq import evaluate, rows, sharing
+from jvq.core.calibrate import calibrate, silent
+from jvq.core.recipe import sites
+from jvq.methods import igq
+from jvq.models import build
+from jvq.models.weights import Checkpoint
+
+TINY = {"image": (8, 8), "channels": 1, "patch": 4, "dim": 16, "depth": 1, "heads": 2, "classes": 3}
+OPTIONS = {
+    "two": igq.Options(groups=2),
+    "five": igq.Options(groups=5, softmax_groups=3, bits=3),
+    "other": igq.Options(groups=2, mstep="mean", distance="relative", weight_range="mse", qkv_range="max"),
+    "absolute": igq.Options(groups=2, distance="absolute"),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model, rng = build("vit", TINY), np.random.default_rng(0)
+    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.4, s.shape), jnp.float32), model.shapes())
+    images = rng.normal(size=(6, 8, 8, 1)).astype(np.float32)
+    return Checkpoint(model, params, {}, {}), images, sites(model.forward, params, model.image)
+
+
+@pytest.fixture(scope="module")
+def found(tiny, tmp_path_factory):
+    checkpoint, images, known = tiny
+    plans = {
+        ("W4A4", name): rows.Row(name, igq, options, rows.planned("igq", options, "", known))
+        for name, options in OPTIONS.items()
+    }
+    return plans, sharing.fitted(plans, checkpoint, images, known, tmp_path_factory.mktemp("journals"), silent)
+
+
+def test_rows_fitted_together_are_as_fitted_alone(tiny, found):
+    checkpoint, images, known = tiny
+    plans, fits = found
+    for key, row in plans.items():
+        assert fits[key].plan == row.plan
+        alone = calibrate(checkpoint.model.forward, checkpoint.params, images, row.plan, known)
+        jax.tree.map(np.testing.assert_array_equal, dict(fits[key].qstate), alone)
+
+
+def test_plans_of_one_form_share_an_executable_and_give_the_same(tiny, found):
+    checkpoint, images, _ = tiny
+    plans, fits = found
+    runners = sharing.Runners(evaluate.runner, checkpoint)
+    for key in plans:
+        plan, state, _ = fits[key]
+        got = runners.model(plan, state, 5)(jnp.asarray(images))
+        want = evaluate.runner(checkpoint.model.forward, plan)(checkpoint.params, state, jnp.asarray(images))
+        np.testing.assert_array_equal(got, want)
+    assert len(runners.made) == 2, "one for squared distances, one for absolute ones"
+    assert sum(run._cache_size() for run in runners.made.values()) == 2
