@@ -11,7 +11,7 @@ from jvq.core.calibrate import Fitted
 from jvq.data import sample
 from jvq.opening import data_of, described, opened, warnings_of
 from jvq.report import Console
-from jvq.rows import Frozen, Row, apart, draw, float_row, plans, scored, task_of
+from jvq.rows import Frozen, Row, apart, draw, fitted_checkpoint, float_row, plans, scored, task_of
 from jvq.stages import Stages
 
 
@@ -41,13 +41,14 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
             row = row.planned(fit.plan)
             fits[row.name] = row, fit
         with stages.stage("freeze"):
-            packed = Frozen.of(checkpoint, row.plan, fit.qstate, known)
+            own = fitted_checkpoint(checkpoint, fit)
+            packed = Frozen.of(own, row.plan, fit.qstate, known)
         with stages.stage("evaluate"):
             line, outputs[row.name] = scored(row, packed, known, loader, reference, console)
             table.append(line)
         if row.name == cfg.method_name:
             with stages.stage("check"):  # that packing changes nothing
-                difference = apart(packed(batch), task.runner(forward, row.plan)(params, fit.qstate, batch))
+                difference = apart(packed(batch), task.runner(forward, row.plan)(own.params, fit.qstate, batch))
     console.say(f"measuring every site of {cfg.method_name} ...")
     main, fitted = fits[cfg.method_name]
     with stages.stage("sites"):

@@ -11,6 +11,7 @@ import numpy as np
 
 from jvq import accounting, evaluate, evaluate_maps
 from jvq.config import Run
+from jvq.core.calibrate import Fitted
 from jvq.core.freeze import freeze
 from jvq.core.quantizer import Quantizer, State
 from jvq.core.recipe import Sites, matching, resolve, sites
@@ -102,6 +103,11 @@ def float_row(checkpoint: Checkpoint, known: Sites, loader: Loader, console: Con
     got = task.score(reference, reference)
     size = accounting.tree_bytes(checkpoint.params)
     return reference, {"name": "float", **got._asdict(), "bytes": size, **accounting.spent(known, {})}
+
+
+def fitted_checkpoint(checkpoint: Checkpoint, fit: Fitted) -> Checkpoint:
+    """The checkpoint with the parameters that fitting changed."""
+    return checkpoint if fit.params is None else dataclasses.replace(checkpoint, params=fit.params)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,12 +9,11 @@ import jax
 import numpy as np
 
 from jvq.core.calibrate import Fitted, Track, calibrate_all
-from jvq.core.quantizer import State
 from jvq.core.recipe import Plan, Sites
 from jvq.models.weights import Checkpoint
 from jvq.quantizers import Grouped
 from jvq.quantizers.grouped import cut, padded
-from jvq.rows import Row
+from jvq.rows import Row, fitted_checkpoint
 
 Key = tuple[str, str]
 Plans = Mapping[Key, Row]
@@ -60,12 +59,14 @@ class Runners:
     checkpoint: Checkpoint
     made: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
-    def model(self, plan: Plan, state: Mapping[str, State], length: int) -> Callable[[jax.Array], Any]:
+    def model(self, fit: Fitted, length: int) -> Callable[[jax.Array], Any]:
         """``model(images) -> outputs``, with ``length`` places, or as many as are needed, for groups in every state."""
+        plan, state = fit.plan, fit.qstate
         form = {a: q.form for a, q in plan.items()}
         key = tuple(form.items())
         if key not in self.made:
             self.made[key] = self.runner(self.checkpoint.model.forward, form)
         run, length = self.made[key], max(length, most_groups([plan]))
         wide = {a: padded(s, length) if isinstance(plan[a], Grouped) else s for a, s in state.items()}
-        return lambda images: run(self.checkpoint.params, wide, images)
+        params = fitted_checkpoint(self.checkpoint, fit).params
+        return lambda images: run(params, wide, images)

@@ -57,17 +57,17 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
                 sites, pictures, warnings = _inspected(cfg, workdir, seeded, fits, checkpoint, known, loader, images)
         for (width, name), row in seeded.items():
             with stages.stage("evaluate"):
-                plan, state, _ = fits[width, name]
+                fit = fits[width, name]
                 text = f"evaluating {width} {name}, seed {seed}"
-                got = task.predict(runners.model(plan, state, length), loader, text, track=console.track)
+                got = task.predict(runners.model(fit, length), loader, text, track=console.track)
                 scores = task.score(reference, got)._asdict()
                 for measure, values in task.images(reference, got).items() if chains else ():
                     errors.setdefault((width, name), {}).setdefault(measure, []).append(values)
-            runs.append({"width": width, "name": name, "seed": seed, **scores, **accounting.spent(known, plan)})
+            runs.append({"width": width, "name": name, "seed": seed, **scores, **accounting.spent(known, fit.plan)})
             console.say(", ".join(f"{key} {value:.4f}" for key, value in scores.items() if value is not None))
             if seed == cfg.seed:
                 outputs.setdefault(width, {"float": reference})[name] = got
-                runs[-1]["bytes"] = _bytes(checkpoint, row.planned(plan), state, known)
+                runs[-1]["bytes"] = _bytes(checkpoint, row.planned(fit.plan), fit.qstate, known)
     table = [plain, *(_row(runs, key) for key in plans)]
     with stages.stage("inspect"):
         options = {name: row.options for (_, name), row in plans.items()}

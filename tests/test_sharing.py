@@ -53,9 +53,9 @@ def test_plans_of_one_form_share_an_executable_and_give_the_same(tiny, found):
     plans, fits = found
     runners = sharing.Runners(evaluate.runner, checkpoint)
     for key in plans:
-        plan, state, _ = fits[key]
-        got = runners.model(plan, state, 5)(jnp.asarray(images))
-        want = evaluate.runner(checkpoint.model.forward, plan)(checkpoint.params, state, jnp.asarray(images))
+        fit = fits[key]
+        got = runners.model(fit, 5)(jnp.asarray(images))
+        want = evaluate.runner(checkpoint.model.forward, fit.plan)(checkpoint.params, fit.qstate, jnp.asarray(images))
         np.testing.assert_array_equal(got, want)
     assert len(runners.made) == 2, "one for squared distances, one for absolute ones"
     assert sum(run._cache_size() for run in runners.made.values()) == 2

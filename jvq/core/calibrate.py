@@ -25,6 +25,7 @@ class Fitted(NamedTuple):
     plan: Plan
     qstate: Mapping[str, State]
     notes: Mapping[str, Any] = {}  # what else the report should say
+    params: Any = None  # the parameters, where fitting changed some (biases)
 
 
 Apart = Mapping[str, Collection[str]]

@@ -18,7 +18,7 @@ from jvq.core.ranges import ZeroPoint
 from jvq.core.recipe import Forward, Operand, Plan, Recipe, Sites
 from jvq.methods import minmax
 from jvq.methods.allocation import BUDGETS, RESTS, Budget, Rest, allocate
-from jvq.methods.minmax import at, check_letters, is_edge, outputs, width, widths
+from jvq.methods.minmax import at, check_letters, edge_words, edges, is_edge, outputs, width, widths
 from jvq.quantizers import Dynamic, Grouped, StaticGrouped, Uniform
 from jvq.quantizers.grouped import MStep, Statistics
 from jvq.quantizers.kmeans import Distance, Start
@@ -39,7 +39,7 @@ class Options:
     bits: int = 4  # of weights and activations
     weight_bits: int | None = None  # instead of bits
     act_bits: int | None = None  # instead of bits
-    edge_bits: int = 8  # of the patch embedding and the head
+    edge_bits: int | None = 8  # of the patch embedding and the head; None: as all others
     groups: int = 8  # quantisers a linear input
     softmax_groups: int | None = None  # quantisers an attention map; None: as many as groups
     linear: Literal["groups", "consecutive", "sorted", "kmeans", "layer", "float"] = "groups"  # inputs of linear layers
@@ -88,15 +88,15 @@ def recipe(options: Options, known: Sites) -> Recipe:
     """One rule an address: weights, edges, and then by role."""
     check_letters("method.linear_along", options.linear_along, known)
     check_letters("method.softmax_along", options.softmax_along, known)
-    return [(address, _quantizer(options, o)) for address, o in known.items()]
+    return [(address, quantizer(options, o)) for address, o in known.items()]
 
 
-def _quantizer(options: Options, o: Operand) -> Quantizer | None:
-    weight_bits, act_bits = options.widths()
+def quantizer(options: Options, o: Operand) -> Quantizer | None:
+    weight_bits, act_bits = edges(options) if is_edge(o) else options.widths()
     if o.path is not None:
-        return _weight(options, o, options.edge_bits if is_edge(o) else weight_bits)
+        return _weight(options, o, weight_bits)
     if is_edge(o):
-        return at(options.edge_bits, Uniform(options.edge_bits))
+        return at(act_bits, Uniform(act_bits))
     if o.role in ("q", "k", "v"):
         keep = "h" if options.qkv == "head" else ""
         static = Uniform(act_bits, keep, range=_qkv_range(options), percentile=CUTS)
@@ -235,7 +235,7 @@ def protocol(options: Options) -> dict[str, Any]:
         "query, key, value": "float"
         if "float" in (options.qkv, width(act_bits))
         else f"{act_bits} bits, per {options.qkv}, static, {_qkv_words(options)}",
-        "patch embedding and head": f"{width(options.edge_bits)}, input per tensor",
+        "patch embedding and head": f"{edge_words(options)}, input per tensor",
         "float": "LayerNorm, softmax, GELU, biases, residual additions",
         "calibration order": "sequential" if options.sequential else "parallel, float activations",
     }

@@ -29,7 +29,7 @@ class Options:
     bits: int = 8  # of weights and activations
     weight_bits: int | None = None  # instead of bits
     act_bits: int | None = None  # instead of bits
-    edge_bits: int = 8  # of the patch embedding and the head
+    edge_bits: int | None = 8  # of the patch embedding and the head; None: as all others
     keep: str = ""  # axes of activations with a range of their own where they have them, e.g. "h"
     range: Range = "max"  # of activations
     percentile: float = 0.1  # percent cut off at each end, with range="percentile"
@@ -45,6 +45,11 @@ class Options:
 def widths(bits: int, weight_bits: int | None, act_bits: int | None) -> tuple[int, int]:
     """Bits of weights and of activations, each ``bits`` unless said otherwise."""
     return (bits if weight_bits is None else weight_bits), (bits if act_bits is None else act_bits)
+
+
+def edges(options: Any) -> tuple[int, int]:
+    """Bits of weights and of activations of the patch embedding and the head."""
+    return options.widths() if options.edge_bits is None else (options.edge_bits, options.edge_bits)
 
 
 def is_edge(operand: Operand) -> bool:
@@ -72,15 +77,14 @@ def check_letters(option: str, letters: str, known: Sites) -> None:
 
 def recipe(options: Options, known: Sites) -> Recipe:
     """One rule an address."""
-    weight_bits, act_bits = options.widths()
     check_letters("method.keep", options.keep, known)
     rules: list[tuple[str, Quantizer | None]] = []
     for address, o in known.items():
+        weight_bits, act_bits = edges(options) if is_edge(o) else options.widths()
         if o.path is not None:
-            bits = options.edge_bits if is_edge(o) else weight_bits
-            rules.append((address, at(bits, _weight(options, o, bits))))
+            rules.append((address, at(weight_bits, _weight(options, o, weight_bits))))
         else:
-            bits = options.edge_bits if is_edge(o) else act_bits
+            bits = act_bits
             keep = axes.ordered(set(options.keep) & set(o.letters), o.letters)
             cut = (options.percentile,)
             rules.append((address, at(bits, Uniform(bits, keep, options.symmetric, options.range, cut))))
@@ -131,10 +135,15 @@ def protocol(options: Options) -> dict[str, Any]:
         "linear inputs": activations,
         "softmax": activations,
         "query, key, value": activations,
-        "patch embedding and head": f"{width(options.edge_bits)}, input as the other activations",
+        "patch embedding and head": f"{edge_words(options)}, input as the other activations",
         "float": "LayerNorm, softmax, GELU, biases, residual additions",
         "calibration order": "sequential" if options.sequential else "parallel, float activations",
     }
+
+
+def edge_words(options: Any) -> str:
+    """The widths of the patch embedding and the head, in words."""
+    return " and ".join(width(bits) for bits in dict.fromkeys(edges(options)))
 
 
 def width(bits: int) -> str:

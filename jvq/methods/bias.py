@@ -1,0 +1,149 @@
+"""Bias correction: the mean error of a quantised product, over images and tokens, taken off the bias behind it.
+
+Source: Liu et al. 2021, section 3.2 (eqs. 14-16), in full: the errors of both operands. Corrections are always from
+the float bias.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvq.core import axes
+from jvq.core.dot import float_dot, packed_dot
+from jvq.core.quantizer import Quantizer, State
+from jvq.core.recipe import Forward, Plan, Sites
+
+Corrections = Mapping[str, np.ndarray]
+"""By site what is taken off its bias [the bias's shape]."""
+
+
+def bias_path(known: Sites, site: str) -> tuple[str, ...] | None:
+    """Where the bias behind a product would stand in the parameters; None where its right operand is no weight."""
+    weight = known.get(f"{site}.w")
+    return None if weight is None or weight.path is None else (*weight.path[:-1], "bias")
+
+
+def bias_of(params: Any, known: Sites, site: str) -> Any:
+    """The bias behind a product, None where it has none."""
+    path = bias_path(known, site)
+    for key in path or ():
+        if not isinstance(params, Mapping) or key not in params:
+            return None
+        params = params[key]
+    return params if path else None
+
+
+def with_bias_corrections(params: Any, known: Sites, corrections: Corrections) -> Any:
+    """The parameters, nothing but the biases of those sites changed."""
+    off = {bias_path(known, site): c for site, c in corrections.items()}
+
+    def corrected(path: tuple[Any, ...], leaf: Any) -> Any:
+        c = off.get(tuple(str(getattr(k, "key", k)) for k in path))
+        return leaf if c is None else leaf - jnp.asarray(c, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(corrected, params)
+
+
+def mean_errors(
+    forward: Forward,
+    params: Any,
+    images: np.ndarray,
+    plan: Plan,
+    qstate: Mapping[str, State],
+    known: Sites,
+    *,
+    batch: int,
+) -> dict[str, np.ndarray]:
+    """The corrections, each product on the float model's operands: one pass over the images."""
+    sites = _corrected(params, plan, known)
+    total: dict[str, Any] = {}
+    for i in range(0, len(images), batch):
+        x = jnp.asarray(images[i : i + batch])
+        for site, found in jax.device_get(_parallel(forward, _static(plan), sites, params, dict(qstate), x)).items():
+            total[site] = total.get(site, 0.0) + np.asarray(found, np.float64)
+    return {site: (total[site] / len(images)).astype(np.float32) for site in sites}
+
+
+def sequential_mean_errors(
+    forward: Forward, params: Any, images: np.ndarray, plan: Plan, qstate: Mapping[str, State], known: Sites
+) -> dict[str, np.ndarray]:
+    """The corrections, each product behind the quantised and corrected ones before it, against the float model's.
+
+    All images at once: one pass finds and applies them in the model's order.
+    """
+    sites = _corrected(params, plan, known)
+    found = _sequential(forward, _static(plan), sites, params, dict(qstate), jnp.asarray(images))
+    return {site: np.asarray(found[site]) for site in sites}
+
+
+def _corrected(params: Any, plan: Plan, known: Sites) -> tuple[str, ...]:
+    """Sites with a bias and a quantised operand, in order."""
+    sites = dict.fromkeys(known[address].site for address in plan)
+    return tuple(site for site in sites if bias_of(params, known, site) is not None)
+
+
+def _static(plan: Plan) -> tuple[tuple[str, Quantizer], ...]:
+    return tuple((address, quantizer.form) for address, quantizer in plan.items())
+
+
+def _quantised(plan: Mapping[str, Quantizer], qstate: Any, site: str, equation: str, operands: Any) -> jax.Array:
+    letters, _ = axes.split(equation)
+    through = {}
+    for (role, x), axis in zip(operands.items(), letters, strict=True):
+        q = plan.get(f"{site}.{role}")
+        through[role] = x if q is None else q.apply(qstate[f"{site}.{role}"], x, axis)
+    return float_dot(site, equation, **through)
+
+
+def _per_unit(y: jax.Array, equation: str) -> jax.Array:
+    """Means over all axes but the image's and the bias's: [b bias]."""
+    (left, _), out = axes.split(equation)
+    return y.mean(axis=tuple(i for i, a in enumerate(out) if a != "b" and a in left))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _parallel(
+    forward: Forward, plan: Any, sites: Sequence[str], params: Any, qstate: Any, x: jax.Array
+) -> dict[str, jax.Array]:
+    """Sums over the images."""
+    tape: dict[str, jax.Array] = {}
+
+    def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
+        y = float_dot(site, equation, **operands)
+        if site in sites:
+            off = _quantised(dict(plan), qstate, site, equation, operands) - y
+            tape[site] = _per_unit(off, equation).sum(axis=0)
+        return y
+
+    forward(params, x, packed_dot(dot))
+    return tape
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _sequential(
+    forward: Forward, plan: Any, sites: Sequence[str], params: Any, qstate: Any, x: jax.Array
+) -> dict[str, jax.Array]:
+    targets: dict[str, jax.Array] = {}
+    tape: dict[str, jax.Array] = {}
+
+    def floating(site: str, equation: str, /, **operands: Any) -> jax.Array:
+        y = float_dot(site, equation, **operands)
+        if site in sites:
+            targets[site] = _per_unit(y, equation).mean(axis=0)
+        return y
+
+    def correcting(site: str, equation: str, /, **operands: Any) -> jax.Array:
+        y = _quantised(dict(plan), qstate, site, equation, operands)
+        if site not in sites:
+            return y
+        (left, _), out = axes.split(equation)
+        tape[site] = _per_unit(y, equation).mean(axis=0) - targets[site]
+        return y - axes.expand(tape[site], "".join(a for a in out if a not in left), out)
+
+    forward(params, x, packed_dot(floating))
+    forward(params, x, packed_dot(correcting))
+    return tape

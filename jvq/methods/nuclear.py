@@ -1,0 +1,136 @@
+"""How sensitive attention and MLP modules are to their width: nuclear norm times squared error.
+
+Source: Liu et al. 2021, eq. 18. Each module is quantised alone, as a whole, on what the float model gives it; one pass
+does so with all of them, because what enters a module is taken from the float model again.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jvq.core.dot import packed_dot, quantized, recording
+from jvq.core.quantizer import Quantizer, State
+from jvq.core.recipe import Forward, Plan, Sites
+from jvq.methods.bias import bias_of
+
+Looked = Literal["map", "scores", "output"]
+OUTPUT = {"attn": "proj.y", "mlp": "fc2.y"}
+INPUT = {"attn": "qkv.x", "mlp": "fc1.x"}
+
+
+class Module(NamedTuple):
+    """An attention or an MLP: what shares one width."""
+
+    name: str  # block03/attn
+    kind: str  # attn or mlp
+    addresses: tuple[str, ...]
+    parameters: int  # of its weights
+
+    def looked(self, attention: Looked) -> str:
+        """The address of what its sensitivity is measured on."""
+        if self.kind == "mlp" or attention == "output":
+            return f"{self.name}/{OUTPUT[self.kind]}"
+        return f"{self.name}/" + {"map": "pv.p", "scores": "qk.y"}[attention]
+
+
+def modules(known: Sites) -> list[Module]:
+    """The model's modules in order. Patch embedding, merging and heads belong to none."""
+    found: dict[str, list[str]] = {}
+    for address, o in known.items():
+        parent = o.site.rpartition("/")[0]
+        if parent.rpartition("/")[2] in OUTPUT:
+            found.setdefault(parent, []).append(address)
+    return [
+        Module(
+            name,
+            name.rpartition("/")[2],
+            tuple(addresses),
+            sum(int(np.prod(known[a].shape)) for a in addresses if known[a].path is not None),
+        )
+        for name, addresses in found.items()
+    ]
+
+
+def nuclear_norm(y: Float[Array, "*lead n d"]) -> Float[Array, "*lead"]:
+    """The sum of the singular values of each matrix, float32."""
+    return jnp.linalg.svd(y.astype(jnp.float32), compute_uv=False).sum(axis=-1)
+
+
+def omegas(
+    forward: Forward,
+    params: Any,
+    images: np.ndarray,
+    plan: Plan,
+    states: Sequence[Mapping[str, State]],
+    known: Sites,
+    *,
+    norm_of: Looked = "map",
+    error_of: Looked = "map",
+    batch: int = 8,
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """By module its sensitivity under each of ``states`` (of the plan, a width each), and its nuclear norm.
+
+    The norm is the mean over images (and heads, and windows), the error the mean over images of the sum over entries.
+    """
+    found = modules(known)
+    norms = {m.name: 0.0 for m in found}
+    errors = {m.name: np.zeros(len(states)) for m in found}
+    static = tuple((a, q.form) for m in found for a in m.addresses if (q := plan.get(a)) is not None)
+    looked = tuple((m.name, m.looked(norm_of)) for m in found), tuple((m.name, m.looked(error_of)) for m in found)
+    entries = tuple(f"{m.name}/{INPUT[m.kind]}" for m in found)
+    biases = {m.name: bias_of(params, known, f"{m.name}/fc2") for m in found if m.kind == "mlp"}
+    for i in range(0, len(images), batch):
+        x = jnp.asarray(images[i : i + batch])
+        for name, value in jax.device_get(_norms(forward, looked[0], params, biases, x)).items():
+            norms[name] += float(value) / len(images)
+        for j, state in enumerate(states):
+            mine = {a: state[a] for a, _ in static}
+            for name, value in jax.device_get(_errors(forward, static, looked[1], entries, params, mine, x)).items():
+                errors[name][j] += float(value) / len(images)
+    return {m.name: (norms[m.name] * errors[m.name]).tolist() for m in found}, norms
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _norms(forward: Forward, looked: Any, params: Any, biases: Any, x: jax.Array) -> dict[str, jax.Array]:
+    """Sums over the images."""
+    tape: dict[str, jax.Array] = {}
+    wanted = {address for _, address in looked}
+    forward(params, x, recording(tape, wanted.__contains__, packed_dot()))
+    found = {}
+    for name, address in looked:
+        y = tape[address]
+        bias = biases.get(name)
+        norm = nuclear_norm(y if bias is None else y + bias.reshape(*[1] * (y.ndim - bias.ndim), *bias.shape))
+        found[name] = norm.reshape(x.shape[0], -1).mean(axis=1).sum()
+    return found
+
+
+@partial(jax.jit, static_argnums=range(4))
+def _errors(
+    forward: Forward,
+    plan: tuple[tuple[str, Quantizer], ...],
+    looked: Any,
+    entries: Any,
+    params: Any,
+    qstate: Any,
+    x: Any,
+) -> dict[str, jax.Array]:
+    """Squared errors summed over entries and images."""
+    plain: dict[str, jax.Array] = {}
+    tape: dict[str, jax.Array] = {}
+    wanted = {address for _, address in looked}
+    forward(params, x, recording(plain, lambda a: a in wanted or a in entries, packed_dot()))
+    inner = quantized(dict(plan), qstate)
+
+    def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
+        if f"{site}.x" in entries:
+            operands = {**operands, "x": plain[f"{site}.x"]}
+        return inner(site, equation, **operands)
+
+    forward(params, x, recording(tape, wanted.__contains__, packed_dot(dot)))
+    return {name: jnp.square(tape[address] - plain[address]).sum() for name, address in looked}
