@@ -1,6 +1,7 @@
-"""What calibrating IGQ-ViT costs beside one float forward of the same images, time and memory, in one run.
+"""What fitting a method costs beside one float forward of the same images, time and memory, in one run.
 
-    python benchmarks/calibration.py [--model=vit --size=B/16] [--images=32] [--bits=8] [--rounds=3] [--method.x=...]
+    python benchmarks/calibration.py [--model=vit --size=B/16] [--images=32] [--bits=8] [--rounds=3]
+    python benchmarks/calibration.py --method=liu21 --rounds=1
 
 Weights and images are random: the work is the same. Both are compiled beforehand (the first calibration is shown too)
 and then timed in turn; the least of the rounds counts. Peak memory is that of the whole process, with JAX and weights.
@@ -14,19 +15,18 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from jvq.core.calibrate import calibrate
 from jvq.core.recipe import resolve, sites
-from jvq.methods import igq
+from jvq.methods import METHODS
 from jvq.models import build
 
 FLAGS = flags.FLAGS
+flags.DEFINE_enum("method", "igq", ["igq", "liu21", "minmax"], "what is fitted, with its default options")
 flags.DEFINE_string("model", "vit", "architecture")
 flags.DEFINE_string("size", "B/16", "size of the architecture")
 flags.DEFINE_integer("images", 32, "calibration images", lower_bound=1)
 flags.DEFINE_integer("batch", 8, "images of one forward pass", lower_bound=1)
 flags.DEFINE_integer("bits", 8, "of weights and activations")
 flags.DEFINE_integer("rounds", 3, "how often each is timed", lower_bound=1)
-flags.DEFINE_string("weight_range", "auto", "how the ranges of weights are found")
 
 
 def main(argv: list[str]) -> None:
@@ -35,8 +35,9 @@ def main(argv: list[str]) -> None:
     params = model.init(jax.random.key(0))
     images = np.random.default_rng(0).normal(size=(FLAGS.images, *model.image)).astype(np.float32)
     known = sites(model.forward, params, model.image)
-    options = igq.Options(bits=FLAGS.bits, weight_range=FLAGS.weight_range)
-    plan = resolve(igq.recipe(options, known), known)
+    method = METHODS[FLAGS.method]
+    options = method.Options(bits=FLAGS.bits)
+    plan = resolve(method.recipe(options, known), known)
     forward = jax.jit(model.forward)
 
     def once() -> None:
@@ -44,15 +45,17 @@ def main(argv: list[str]) -> None:
             jax.block_until_ready(forward(params, images[i : i + FLAGS.batch]))
 
     def fit() -> None:
-        jax.block_until_ready(calibrate(model.forward, params, images, plan, known, batch=FLAGS.batch))
+        jax.block_until_ready(method.fit(options, model.forward, params, images, plan, known).qstate)
 
     first = (seconds(once), seconds(fit))
     timed = [(seconds(once), seconds(fit)) for _ in range(FLAGS.rounds)]
     plain, whole = (min(column) for column in zip(*timed, strict=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 / (2**10 if sys.platform == "darwin" else 1)
-    print(f"{FLAGS.model} {FLAGS.size}, {FLAGS.images} images, {FLAGS.bits} bits, {jax.devices()[0].device_kind}")
-    print(f"with compilation: forward {first[0]:.1f} s, calibration {first[1]:.1f} s")
-    print(f"compiled: forward {plain:.2f} s, calibration {whole:.2f} s = {whole / plain:.2f} times")
+    print(
+        f"{FLAGS.method}, {FLAGS.model} {FLAGS.size}, {FLAGS.images} images, {FLAGS.bits} bits, {jax.devices()[0].device_kind}"
+    )
+    print(f"with compilation: forward {first[0]:.1f} s, fitting {first[1]:.1f} s")
+    print(f"compiled: forward {plain:.2f} s, fitting {whole:.2f} s = {whole / plain:.2f} times")
     print(f"peak memory {peak:.2f} GiB")
 
 

@@ -16,5 +16,5 @@ def test_calibration_is_measured_beside_a_forward_pass():
     command = [sys.executable, ROOT / "benchmarks/calibration.py", "--size=Ti/16", "--images=4", "--rounds=1"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    assert re.search(r"compiled: forward [\d.]+ s, calibration [\d.]+ s = [\d.]+ times", done.stdout)
+    assert re.search(r"compiled: forward [\d.]+ s, fitting [\d.]+ s = [\d.]+ times", done.stdout)
     assert re.search(r"peak memory [\d.]+ GiB", done.stdout)

@@ -19,7 +19,7 @@ from jvq.core.recipe import Forward, Operand, Plan, Recipe, Sites
 from jvq.methods import igq, minmax
 from jvq.methods.intervals import Settings, fitted
 from jvq.methods.minmax import at, edge_words, edges, is_edge, outputs, width, widths
-from jvq.methods.mixed import MixedSettings, mixed
+from jvq.methods.mixed import BYS, By, MixedSettings, mixed
 from jvq.methods.nuclear import Looked
 from jvq.methods.search import At, Grid, Objective, Ranking, Sum
 from jvq.methods.similarity import SIMILARITIES, Similarity
@@ -39,9 +39,9 @@ class Options:
     act_bits: int | None = None  # instead of bits
     edge_bits: int | None = None  # of the patch embedding and the head; None: as all others (the paper's sizes)
     patch_input: Literal["quantized", "float"] = "quantized"
-    weights: Literal["tensor", "channel"] = "tensor"  # what has an interval of its own (channels share one search)
-    qkv: Literal["tensor", "head"] = "tensor"  # of query, key, value, and of the attention map
-    softmax: Literal["signed", "unsigned"] = "signed"  # signed: the paper's letter, half of the codes unused
+    weights: Literal["tensor", "channel"] = "channel"  # what has an interval of its own (channels share one search)
+    qkv: Literal["tensor", "head"] = "head"  # of query, key, value, and of the attention map
+    softmax: Literal["signed", "unsigned"] = "unsigned"  # signed: the paper's letter, half of the codes unused
     activations: Literal["uniform", "groups"] = "uniform"  # groups: IGQ-ViT's, of linear inputs and attention rows
     groups: int = 8  # of each operand, with activations="groups"
     similarity: Similarity = "pearson"  # cosine: EasyQuant
@@ -65,6 +65,7 @@ class Options:
     mixed_bits: tuple[int, ...] = ()  # to choose from; none given: the width and two more and less
     mixed_slack: float = 0.0  # part of the size by which it may be exceeded (published models: up to 0.016)
     mixed_images: int = 32  # at most, on which sensitivities are measured
+    sensitivity: By = "kl"  # of the predictions, as IGQ-ViT allocates groups; nuclear: the paper's
     norm_of: Looked = "map"  # whose nuclear norm an attention has: of its map, its scores, or its output
     error_of: Looked = "map"  # whose squared error
     normalized: bool = False  # sensitivities of attentions, and of MLPs, each as parts of their sum
@@ -75,6 +76,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_choice("method.similarity", self.similarity, SIMILARITIES)
+        check_choice("method.sensitivity", self.sensitivity, BYS)
         if not 0 < self.alpha <= self.beta:
             raise ValueError(f"method.alpha: got {self.alpha}, must be above 0 and at most beta = {self.beta}")
         for name, least in (("steps", 1), ("rounds", 0), ("bias_images", 1), ("mixed_images", 1)):
@@ -170,6 +172,7 @@ def _mixed_settings(options: Options) -> MixedSettings:
         options.norm_of,
         options.error_of,
         options.normalized,
+        options.sensitivity,
     )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,10 @@ from jvq.core.recipe import Forward, Plan, Sites
 from jvq.methods.intervals import Settings, fitted, searched
 from jvq.methods.knapsack import Choice, front, within
 from jvq.methods.nuclear import Looked, Module, modules, omegas
+from jvq.methods.sensitivity import sweep_modules
+
+By = Literal["nuclear", "kl"]
+BYS: tuple[By, ...] = ("nuclear", "kl")
 
 
 class MixedSettings(NamedTuple):
@@ -23,6 +27,7 @@ class MixedSettings(NamedTuple):
     norm_of: Looked = "map"
     error_of: Looked = "map"
     normalized: bool = False
+    by: By = "nuclear"
 
 
 def mixed(
@@ -59,17 +64,13 @@ def mixed(
         states.append(searched(settings, forward, params, images, wide, known, track=track, journal=journal)[0])
     shared = {a: q for a, q in plan.items() if a in inside}
     some = images[: mixed.images]
-    raw, norms = omegas(
-        forward,
-        params,
-        some,
-        shared,
-        states,
-        known,
-        norm_of=mixed.norm_of,
-        error_of=mixed.error_of,
-        batch=settings.batch,
-    )
+    norms: Mapping[str, float] = {}
+    if mixed.by == "kl":
+        parts = {m.name: m.addresses for m in found}
+        raw = sweep_modules(forward, params, some, parts, shared, states, batch=settings.batch, track=track)
+    else:
+        looked = (mixed.norm_of, mixed.error_of)
+        raw, norms = omegas(forward, params, some, shared, states, known, looked=looked, batch=settings.batch)
     loss = normalized(raw, found) if mixed.normalized else raw
     sizes = [[b * m.parameters for b in mixed.candidates] for m in found]
     choices = front([loss[m.name] for m in found], sizes)
@@ -108,7 +109,7 @@ def _notes(
         "size": chosen.size / 8,
         "omega": chosen.loss,
         "modules": {
-            m.name: {"bits": bits[m.name], "parameters": m.parameters, "norm": norms[m.name], "omega": loss[m.name]}
+            m.name: {"bits": bits[m.name], "parameters": m.parameters, "norm": norms.get(m.name), "omega": loss[m.name]}
             for m in found
         },
         "equal": {str(b): pair for b, pair in equal.items()},

@@ -69,28 +69,27 @@ def omegas(
     states: Sequence[Mapping[str, State]],
     known: Sites,
     *,
-    norm_of: Looked = "map",
-    error_of: Looked = "map",
+    looked: tuple[Looked, Looked] = ("map", "map"),
     batch: int = 8,
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """By module its sensitivity under each of ``states`` (of the plan, a width each), and its nuclear norm.
 
-    The norm is the mean over images (and heads, and windows), the error the mean over images of the sum over entries.
+    ``looked``: whose norm and whose error an attention has. The norm is the mean over images (and heads, and windows), the error the mean over images of the sum over entries.
     """
     found = modules(known)
     norms = {m.name: 0.0 for m in found}
     errors = {m.name: np.zeros(len(states)) for m in found}
     static = tuple((a, q.form) for m in found for a in m.addresses if (q := plan.get(a)) is not None)
-    looked = tuple((m.name, m.looked(norm_of)) for m in found), tuple((m.name, m.looked(error_of)) for m in found)
+    norm_at, error_at = (tuple((m.name, m.looked(at)) for m in found) for at in looked)
     entries = tuple(f"{m.name}/{INPUT[m.kind]}" for m in found)
     biases = {m.name: bias_of(params, known, f"{m.name}/fc2") for m in found if m.kind == "mlp"}
     for i in range(0, len(images), batch):
         x = jnp.asarray(images[i : i + batch])
-        for name, value in jax.device_get(_norms(forward, looked[0], params, biases, x)).items():
+        for name, value in jax.device_get(_norms(forward, norm_at, params, biases, x)).items():
             norms[name] += float(value) / len(images)
         for j, state in enumerate(states):
             mine = {a: state[a] for a, _ in static}
-            for name, value in jax.device_get(_errors(forward, static, looked[1], entries, params, mine, x)).items():
+            for name, value in jax.device_get(_errors(forward, static, error_at, entries, params, mine, x)).items():
                 errors[name][j] += float(value) / len(images)
     return {m.name: (norms[m.name] * errors[m.name]).tolist() for m in found}, norms
 

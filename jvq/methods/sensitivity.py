@@ -102,6 +102,50 @@ def sweep(
     return {address: (total / len(images)).tolist() for address, total in sums.items()}
 
 
+def sweep_modules(
+    forward: Forward,
+    params: Any,
+    images: np.ndarray,
+    modules: Mapping[str, Sequence[str]],
+    plan: Plan,
+    states: Sequence[Mapping[str, State]],
+    *,
+    batch: int = 8,
+    track: Track = silent,
+) -> dict[str, list[float]]:
+    """By module the divergence (nats) of quantising it alone, as a whole, under each of ``states`` of the plan.
+
+    ``modules`` are the operands of each; the rest of the model is float. Mean over float images [b y x c].
+    """
+    number = {a: i for i, addresses in enumerate(modules.values()) for a in addresses}
+
+    @jax.jit
+    def probe(params: Any, x: jax.Array, at: Int[Array, ""], state: Mapping[str, State]) -> Float[Array, ""]:
+        def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
+            letters, _ = axes.split(equation)
+            through = {}
+            for (role, value), axis in zip(operands.items(), letters, strict=True):
+                address = f"{site}.{role}"
+                through[role] = value
+                if address in number and address in plan:
+
+                    def changed(a: str = address, v: jax.Array = value, axis: str = axis) -> jax.Array:
+                        return plan[a].apply(state[a], v, axis)
+
+                    through[role] = jax.lax.cond(at == number[address], changed, lambda v=value: v)
+            return float_dot(site, equation, **through)
+
+        return divergence(forward(params, x, packed_dot()), forward(params, x, packed_dot(dot))).sum()
+
+    sums = {name: np.zeros(len(states)) for name in modules}
+    for i, name in track([*enumerate(modules)], "sensitivity of modules"):
+        for j, state in enumerate(states):
+            mine = {a: state[a] for a in number if a in plan}
+            for k in range(0, len(images), batch):
+                sums[name][j] += float(probe(params, jnp.asarray(images[k : k + batch]), jnp.int32(i), mine))
+    return {name: (total / len(images)).tolist() for name, total in sums.items()}
+
+
 def _is_product(address: str) -> bool:
     return address.endswith(f".{PRODUCT}")
 
