@@ -47,14 +47,12 @@ def main(argv: list[str]) -> None:
     def fit() -> None:
         jax.block_until_ready(method.fit(options, model.forward, params, images, plan, known).qstate)
 
+    print(f"{FLAGS.method} at {FLAGS.bits} bits, {FLAGS.model} {FLAGS.size}, {FLAGS.images} images", flush=True)
     first = (seconds(once), seconds(fit))
+    print(f"with compilation: forward {first[0]:.1f} s, fitting {first[1]:.1f} s", flush=True)
     timed = [(seconds(once), seconds(fit)) for _ in range(FLAGS.rounds)]
     plain, whole = (min(column) for column in zip(*timed, strict=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 / (2**10 if sys.platform == "darwin" else 1)
-    print(
-        f"{FLAGS.method}, {FLAGS.model} {FLAGS.size}, {FLAGS.images} images, {FLAGS.bits} bits, {jax.devices()[0].device_kind}"
-    )
-    print(f"with compilation: forward {first[0]:.1f} s, fitting {first[1]:.1f} s")
     print(f"compiled: forward {plain:.2f} s, fitting {whole:.2f} s = {whole / plain:.2f} times")
     print(f"peak memory {peak:.2f} GiB")
 

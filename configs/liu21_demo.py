@@ -1,8 +1,8 @@
 """Liu et al. 2021 on an embedded model, next to float and the paper's baselines.
 
-    python -m jvq.main --config configs/liu21_demo.py [--config.method.bits=6] [--config.method.mixed=True]
-    python -m jvq.main --config configs/liu21_demo.py:deit
-    python -m jvq.main --config configs/liu21_demo.py:swin
+python -m jvq.main --config configs/liu21_demo.py [--config.method.bits=6] [--config.method.mixed=True]
+python -m jvq.main --config configs/liu21_demo.py:deit
+python -m jvq.main --config configs/liu21_demo.py:swin
 """
 
 from jvq.config import config

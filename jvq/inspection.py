@@ -7,20 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from jvq import evaluate
+from jvq import evaluate, evaluate_order
 from jvq.core.calibrate import Fitted
 from jvq.core.recipe import Sites
 from jvq.data import Loader
 from jvq.methods.grouping import grouping, pictured, troubles_of
 from jvq.models.weights import Checkpoint
 from jvq.opening import first
-from jvq.report import draw_allocation, draw_error, draw_fronts, draw_grouping
+from jvq.report import draw_allocation, draw_error, draw_fronts, draw_grouping, draw_joint, draw_widths
 from jvq.report.tables import COLUMNS
 from jvq.rows import Row, site_table
 
 SITE_IMAGES = 64  #: images on which the error of every site is measured, the first of the evaluated ones
+ORDER_IMAGES = 16  #: of these, on which the order of attention rows is compared
 SCORES = ("top1", "correlation")  #: what a front shows, the first that a row has; larger is better
 LOSSES = ("kl", "nmse")  #: what the number of groups is held against; smaller is better
+
+PICTURES = {  # of what a method notes: the name of the file, and what draws it
+    "allocation": ("allocation", draw_allocation),
+    "joint": ("widths_and_groups", draw_joint),
+    "mixed": ("widths", draw_widths),
+}
 
 Fits = Mapping[str, tuple[Row, Fitted]]
 """By name the row, with the plan that fitting made, and what fitting gave."""
@@ -41,7 +48,10 @@ def sites(
     errors = errors_of(name)
     use = evaluate.group_use(forward, params, row.plan, fit.qstate, letters, images)
     plain = errors_of("minmax") if use and "minmax" in fits and name != "minmax" else {}
-    return site_table(row.plan, known, errors), troubles_of(fit.qstate, use, errors, plain)
+    own = params if fit.params is None else fit.params
+    some = images[:ORDER_IMAGES]
+    order = evaluate_order.order_agreement(forward, params, own, row.plan, fit.qstate, known, some)
+    return site_table(row.plan, known, errors, order), troubles_of(fit.qstate, use, errors, plain)
 
 
 def draw(
@@ -65,10 +75,10 @@ def draw(
         draw_grouping(workdir / "groups.png", grouping(forward, params, images, row.plan, known, chosen))
         made.append("groups.png")
     for other, (_, fit) in fits.items():
-        if "allocation" in fit.notes:
-            file = "allocation.png" if other == name else f"allocation_{other}.png"
-            draw_allocation(workdir / file, fit.notes["allocation"])
-            made.append(file)
+        for note, (file, picture) in PICTURES.items():
+            if note in fit.notes:
+                made.append(f"{file}.png" if other == name else f"{file}_{other}.png")
+                picture(workdir / made[-1], fit.notes[note])
     return made
 
 

@@ -144,8 +144,10 @@ def apart(a: Any, b: Any) -> float:
     return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-def site_table(plan: Mapping[str, Quantizer], known: Sites, errors: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """The report's ``sites``: every operand's quantiser and its relative error."""
+def site_table(
+    plan: Mapping[str, Quantizer], known: Sites, errors: Mapping[str, float], order: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
+    """The report's ``sites``: every operand's quantiser, its relative error, and of attention maps the rows' order."""
     return {
         address: {
             "quantizer": type(q).__name__,
@@ -153,6 +155,7 @@ def site_table(plan: Mapping[str, Quantizer], known: Sites, errors: Mapping[str,
             "bits": q.bits,
             "groups": getattr(q, "groups", None),
             "relative_error": errors[address],
+            "order": order.get(address),
         }
         for address, q in plan.items()
     }

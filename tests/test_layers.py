@@ -27,6 +27,7 @@ BELOW: dict[str, set[str]] = {
     "train": {"core"},
     "evaluate": {"core"},
     "evaluate_maps": {"core"},
+    "evaluate_order": {"core"},
     "accounting": {"core"},
     "environment": {"core"},
     "stages": set(),

@@ -18,6 +18,7 @@ from jvq.core.ranges import ZeroPoint
 from jvq.core.recipe import Forward, Operand, Plan, Recipe, Sites
 from jvq.methods import minmax
 from jvq.methods.allocation import BUDGETS, RESTS, Budget, Rest, allocate
+from jvq.methods.joint import allocate_widths
 from jvq.methods.minmax import at, check_letters, edge_words, edges, is_edge, outputs, width, widths
 from jvq.quantizers import Dynamic, Grouped, StaticGrouped, Uniform
 from jvq.quantizers.grouped import MStep, Statistics
@@ -61,6 +62,7 @@ class Options:
     sequential: bool = False  # calibrate each site behind quantised earlier ones
     allocation: Budget = "none"  # numbers of groups chosen under what the fixed ones cost: in BOPs, or in groups
     candidates: tuple[int, ...] = (4, 6, 8, 10, 12, 16, 20, 24, 32)  # numbers of groups to choose from
+    allocation_widths: tuple[int, ...] = ()  # with allocation="bops": widths of products to choose from as well
     allocation_rest: Rest = "float"  # the model around the operand whose effect is measured
     upper_bound: bool = False  # a quantiser of its own for every channel and row of every image (the paper's bound)
     seed: int = 0  # of k-means++
@@ -82,6 +84,11 @@ class Options:
             which = "sequential" if self.sequential else "upper_bound"
             raise ValueError(f"method.allocation: '{self.allocation}' cannot be used with method.{which}")
         check_choice("method.weight_range", self.weight_range, RANGES)
+        if self.allocation_widths:
+            if self.allocation != "bops" or self.allocation_rest != "float" or self.ladder:
+                raise ValueError("method.allocation_widths needs method.allocation 'bops', the rest float, no ladder")
+            if not all(1 <= b <= 16 for b in self.allocation_widths):
+                raise ValueError(f"method.allocation_widths: got {self.allocation_widths}, must be from 1 to 16 bits")
 
 
 def recipe(options: Options, known: Sites) -> Recipe:
@@ -185,6 +192,14 @@ def fit(
     journal: MutableMapping[str, Any] | None = None,
 ) -> Fitted:
     """The calibrated state of every quantiser of the plan, whose numbers of groups change where they are allocated."""
+    if options.allocation_widths:
+        own = dict(recipe(options, known))  # what a rule of the run changed stays as it is
+        free = {a for a, q in plan.items() if q == own[a]}
+        wide = {b: recipe(_at_width(options, b), known) for b in sorted(set(options.allocation_widths))}
+        at = {b: {a: q for a, q in rules if a in free} for b, rules in wide.items()}
+        return allocate_widths(
+            at, options.candidates, forward, params, images, plan, known, track=track, journal=journal
+        )
     if options.allocation != "none":
         return allocate(
             options.allocation,
@@ -202,6 +217,12 @@ def fit(
     return Fitted(plan, state)
 
 
+def _at_width(options: Options, bits: int) -> Options:
+    """The same with that width wherever it is not float."""
+    weight_bits, act_bits = (b if b == minmax.FLOAT else bits for b in options.widths())
+    return dataclasses.replace(options, weight_bits=weight_bits, act_bits=act_bits)
+
+
 def calibrates(options: Options) -> bool:
     """Whether fitting is calibration on float activations alone, which rows of a table can share."""
     return not options.sequential and options.allocation == "none"
@@ -213,7 +234,7 @@ def baselines(options: Options) -> dict[str, tuple[str, Any]]:
     Beside allocated groups also the fixed number that sets the budget (the paper's dagger).
     """
     plain = minmax.Options(options.bits, options.weight_bits, options.act_bits, options.edge_bits)
-    fixed = dataclasses.replace(options, allocation="none")
+    fixed = dataclasses.replace(options, allocation="none", allocation_widths=())
     bound = dataclasses.replace(fixed, upper_bound=True)
     rows = {"minmax": ("minmax", plain), "igq_upper_bound": ("igq", bound)}
     return rows if options.allocation == "none" else {"igq_fixed": ("igq", fixed), **rows}
@@ -245,6 +266,12 @@ def _allocated(options: Options) -> str:
     """How the number of groups of each operand is found, in words."""
     if options.allocation == "none":
         return "fixed"
+    if options.allocation_widths:
+        return (
+            f"of {options.candidates}, and widths of products of {options.allocation_widths} bits, by integer program: "
+            "least sum of KL(float || quantised) of predictions, each operand quantised alone, at most the "
+            "bit-operations of the fixed plan"
+        )
     unit = {"bops": "bit-operations", "mean_groups": "mean number of groups"}[options.allocation]
     return (
         f"of {options.candidates} by integer program: least sum of KL(float || quantised) of predictions, each operand "

@@ -39,7 +39,7 @@ class Options:
     act_bits: int | None = None  # instead of bits
     edge_bits: int | None = None  # of the patch embedding and the head; None: as all others (the paper's sizes)
     patch_input: Literal["quantized", "float"] = "quantized"
-    weights: Literal["tensor", "channel"] = "channel"  # what has an interval of its own (channels share one search)
+    granularity: Literal["tensor", "channel"] = "channel"  # weights: what has an interval (channels share a search)
     qkv: Literal["tensor", "head"] = "head"  # of query, key, value, and of the attention map
     softmax: Literal["signed", "unsigned"] = "unsigned"  # signed: the paper's letter, half of the codes unused
     activations: Literal["uniform", "groups"] = "uniform"  # groups: IGQ-ViT's, of linear inputs and attention rows
@@ -59,7 +59,7 @@ class Options:
     ranking_at: At = "scores"  # before 1 / sqrt(e); "scaled": after; "softmax": on the attention map
     ranking_pairs: Sum = "mean"  # sum: the paper's letter
     ranking_rows: int | None = 4  # of each head and image, of those that are scored; None: all of these
-    bias_correction: Correction = "search"  # after each round; in one pass at the end behind quantised sites; both
+    bias_correction: Correction = "both"  # search: after each round; sequential: once, behind quantised sites
     bias_images: int = 32  # at most, of the pass at the end
     mixed: bool = False  # a width for each attention and MLP, at the size of the fixed one
     mixed_bits: tuple[int, ...] = ()  # to choose from; none given: the width and two more and less
@@ -116,7 +116,7 @@ def _quantizer(options: Options, o: Operand) -> Quantizer | None:
     weight_bits, act_bits = edges(options) if edge else options.widths()
     if o.path is not None:
         parts = "".join(a for a in o.letters if a == "s")  # query, key and value are tensors of their own
-        keep = outputs(o) if options.weights == "channel" else parts
+        keep = outputs(o) if options.granularity == "channel" else parts
         return at(weight_bits, Uniform(weight_bits, keep, symmetric=True))
     if options.patch_input == "float" and o.site == "patch":
         return None
@@ -211,7 +211,7 @@ def protocol(options: Options) -> dict[str, Any]:
     if options.activations == "groups":
         inputs = rows = f"{width(act_bits)}, {options.groups} groups chosen per image (IGQ-ViT)"
     return {
-        "weights": f"{width(weight_bits)}, symmetric per {options.weights}, {'' if options.rounds else 'not '}searched",
+        "weights": f"{width(weight_bits)}, symmetric per {options.granularity}",
         "linear inputs": inputs,
         "softmax": rows,
         "query, key, value": f"{width(act_bits)}, symmetric{own}",

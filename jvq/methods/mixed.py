@@ -14,6 +14,7 @@ from jvq.methods.nuclear import Looked, Module, modules, omegas
 from jvq.methods.sensitivity import sweep_modules
 
 By = Literal["nuclear", "kl"]
+UNITS = {"nuclear": "nuclear norm times squared error", "kl": "KL of predictions, nats"}
 BYS: tuple[By, ...] = ("nuclear", "kl")
 
 
@@ -104,12 +105,13 @@ def _notes(
     equal = {b: [b * sum(m.parameters for m in found) / 8, sum(loss[m.name][i] for m in found)] for b, i in at.items()}
     return {
         "target": mixed.target,
+        "unit": UNITS[mixed.by] + (", part of all of its kind" if mixed.normalized else ""),
         "candidates": list(mixed.candidates),
         "limit": limit / 8,
         "size": chosen.size / 8,
-        "omega": chosen.loss,
+        "loss": chosen.loss,
         "modules": {
-            m.name: {"bits": bits[m.name], "parameters": m.parameters, "norm": norms.get(m.name), "omega": loss[m.name]}
+            m.name: {"bits": bits[m.name], "parameters": m.parameters, "norm": norms.get(m.name), "loss": loss[m.name]}
             for m in found
         },
         "equal": {str(b): pair for b, pair in equal.items()},

@@ -74,7 +74,8 @@ def omegas(
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """By module its sensitivity under each of ``states`` (of the plan, a width each), and its nuclear norm.
 
-    ``looked``: whose norm and whose error an attention has. The norm is the mean over images (and heads, and windows), the error the mean over images of the sum over entries.
+    ``looked``: whose norm and whose error an attention has. The norm is the mean over images (and heads, and windows),
+    the error the mean over images of the sum over entries.
     """
     found = modules(known)
     norms = {m.name: 0.0 for m in found}

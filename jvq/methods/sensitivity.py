@@ -1,6 +1,6 @@
 """How far predictions move when one operand is quantised: IGQ-ViT's perturbation metric (eq. 9), for many candidates.
 
-One compiled function serves every operand and every candidate: which operand it is, and its candidate's state, are
+One compiled function serves every operand and every candidate: which operand it is, and the candidates' states, are
 arguments. Products in front of that operand are not computed again but taken from a recording; what a model computes
 between its products (norms, softmax, GELU) is.
 """
@@ -38,8 +38,8 @@ def sweep(
 ) -> dict[str, list[float]]:
     """By address the divergence (nats) that each candidate causes alone, mean over float images [b y x c].
 
-    ``states`` are the candidates' own, arrays of the same names and shapes in all: the candidates of an address are of
-    one kind and differ in their states only. ``base`` is what the rest of the model is quantised with (nothing: float);
+    ``states`` are the candidates' own: the candidates of an address are of one form, their states arrays of the same
+    names and shapes. ``base`` is what the rest of the model is quantised with (nothing: float);
     the reference is always the float model. Recorded products stay below about ``memory`` bytes. What ``journal`` holds
     already is not computed again.
     """
@@ -63,14 +63,14 @@ def sweep(
         tape: Mapping[str, jax.Array],
         at: Int[Array, ""],
         start: Int[Array, ""],
-        state: State,
+        current: Mapping[str, State],
     ) -> Float[Array, " b"]:
         def through(address: str, value: jax.Array, letters: str) -> jax.Array:
             def usual() -> jax.Array:
                 return plan[address].apply(rest[address], value, letters) if address in plan else value
 
             def changed() -> jax.Array:
-                return candidates[address][0].apply(state, value, letters)
+                return candidates[address][0].apply(current[address], value, letters)
 
             return jax.lax.cond(at == number[address], changed, usual) if address in number else usual()
 
@@ -85,6 +85,7 @@ def sweep(
 
         return divergence(reference, forward(params, x, packed_dot(dot)))
 
+    firsts = {address: mine[0] for address, mine in states.items()}
     size = max(1, memory // max(1, _product_bytes(known)))
     batches = [images[i : i + size] for i in range(0, len(images), size)]
     sums = {address: np.zeros(len(quantizers)) for address, quantizers in candidates.items()}
@@ -96,7 +97,7 @@ def sweep(
             if key not in journal:
                 recorded = recorded or record(params, x)
                 place = jnp.int32(number[address]), jnp.int32(order[known[address].site])
-                found = [probe(params, x, *recorded, *place, state) for state in states[address]]
+                found = [probe(params, x, *recorded, *place, {**firsts, address: s}) for s in states[address]]
                 journal[key] = [float(d.sum()) for d in jax.device_get(found)]
             sums[address] += journal[key]
     return {address: (total / len(images)).tolist() for address, total in sums.items()}

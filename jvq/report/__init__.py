@@ -4,6 +4,7 @@ from jvq.report.groups import draw_allocation, draw_error, draw_fronts, draw_gro
 from jvq.report.maps import draw_maps
 from jvq.report.tables import cost_cells, figures_of, markdown, row_cells, row_head, site_cells
 from jvq.report.terminal import Console, show, show_plan, show_sites
+from jvq.report.widths import draw_joint, draw_widths
 from jvq.report.write import SCHEMA, claim, write
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "draw_error",
     "draw_fronts",
     "draw_grouping",
+    "draw_joint",
     "draw_maps",
+    "draw_widths",
     "figures_of",
     "markdown",
     "row_cells",

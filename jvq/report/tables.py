@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 COST_HEAD = ("model", "GMACs", "products GBOPs", "min/max %", "assignment %", "partial sums %", "together %")
-SITE_HEAD = ("address", "quantiser", "bits", "groups", "relative error")
+SITE_HEAD = ("address", "quantiser", "bits", "groups", "relative error", "order of rows")
 
 
 class Column(NamedTuple):
@@ -52,7 +52,8 @@ def row_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 def site_cells(address: str, site: Mapping[str, Any]) -> tuple[str, ...]:
     """One operand's line under ``SITE_HEAD``."""
     groups = "" if site["groups"] is None else str(site["groups"])
-    return (address, site["quantizer"], str(site["bits"]), groups, f"{site['relative_error']:.2e}")
+    order = "" if site.get("order") is None else f"{site['order']:.3f}"
+    return (address, site["quantizer"], str(site["bits"]), groups, f"{site['relative_error']:.2e}", order)
 
 
 def cost_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -75,6 +76,41 @@ def allocation_table(allocation: Mapping[str, Any]) -> str:
         )
         lines.append((address, str(site["groups"]), *marked))
     return table(("address", "groups", *(f"KL of {g}" for g in offered)), lines)
+
+
+def widths_table(mixed: Mapping[str, Any]) -> str:
+    """The chosen width of every module, and its sensitivity at each candidate."""
+    lines = []
+    for name, module in mixed["modules"].items():
+        cells = zip(mixed["candidates"], (f"{x:.2e}" for x in module["loss"]), strict=True)
+        marked = (f"**{text}**" if bits == module["bits"] else text for bits, text in cells)
+        lines.append((name, str(module["bits"]), f"{module['parameters']:,}", *marked))
+    head = ("module", "bits", "weights", *(f"at {bits} bits" for bits in mixed["candidates"]))
+    return table(head, lines)
+
+
+def search_table(search: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the search of every product's intervals came to."""
+
+    def parts(x: Any) -> str:
+        return ", ".join(parts(y) for y in x) if isinstance(x, list) else f"{x:.3f}"
+
+    head = ("site", "left interval", "right interval", "score", "at the start", "gain", "rounds")
+    lines = []
+    for site, s in search.items():
+        scores = f"{s['score']:.6f}", f"{s['start']:.6f}", f"{s['gain']:.4f}"
+        lines.append((site, parts(s["left"]), parts(s["right"]), *scores, str(s["rounds"])))
+    return table(head, lines)
+
+
+def joint_table(joint: Mapping[str, Any]) -> str:
+    """The chosen width and number of groups of every product."""
+    head = ("site", "bits", "groups", "KL", "MBOPs")
+    lines = []
+    for site, s in joint["sites"].items():
+        groups = "" if s["groups"] is None else str(s["groups"])
+        lines.append((site, str(s["bits"]), groups, f"{s['kl']:.1e}", f"{s['bops'] / 1e6:.2f}"))
+    return table(head, lines)
 
 
 def order_table(order: Sequence[Mapping[str, Any]]) -> str:
@@ -143,11 +179,36 @@ def markdown(report: Mapping[str, Any]) -> str:
             "calibration images, each operand quantised alone; the chosen one in bold.",
             allocation_table(found),
         ]
+    if "joint" in report:
+        found = report["joint"]
+        parts += [
+            "## Widths and groups of products",
+            f"Budget: {found['limit']:,} bit-operations, as at one width and number of groups; spent "
+            f"{found['spent']:,}. KL of the predictions of calibration images, each operand quantised alone, summed.",
+            joint_table(found),
+        ]
+    if "mixed" in report:
+        found = report["mixed"]
+        parts += [
+            "## Widths of modules",
+            f"Budget: {found['limit']:,.0f} bytes of weights, as at {found['target']} bits everywhere; spent "
+            f"{found['size']:,.0f}. Numbers: {found['unit']}, each module quantised alone; the chosen one in bold.",
+            widths_table(found),
+        ]
+    if report.get("search"):
+        parts += [
+            "## Searched intervals",
+            "Intervals as parts of where the search began. Score: what was maximised, mean over images. Gain: "
+            "cov(quantised, float) / var(float) of the product, which the score does not see.",
+            search_table(report["search"]),
+        ]
     if report.get("pictures"):
         parts += ["## Pictures", "\n\n".join(f"![{name}]({name})" for name in report["pictures"])]
     if report["sites"]:
         parts += [
             f"## Sites of {report['method']}",
+            "Relative error: of the float model's operand. Order of rows: Kendall's tau of attention rows, before they "
+            "are quantised themselves, float model against this one.",
             table(SITE_HEAD, [site_cells(*x) for x in report["sites"].items()]),
         ]
     if report["warnings"]:

@@ -1,0 +1,79 @@
+"""Whether attention still ranks tokens as the float model does: Kendall's tau of the maps' rows."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jvq.core.dot import packed_dot, quantized, recording
+from jvq.core.quantizer import Quantizer, State
+from jvq.core.recipe import Forward, Plan, Sites
+
+
+def order_agreement(
+    forward: Forward,
+    params: Any,
+    own: Any,
+    plan: Plan,
+    qstate: Mapping[str, State],
+    known: Sites,
+    images: np.ndarray,
+    *,
+    rows: int = 8,
+    batch: int = 8,
+) -> dict[str, float]:
+    """By the address of an attention map the mean tau-b of its rows, float model against quantised model.
+
+    ``own`` are the quantised model's parameters. The maps are those that the softmax gives, before they are quantised
+    themselves; of every head (and window) ``rows`` rows, evenly spaced, of every image. Keys that the float model's
+    mask excludes are left out. 1: every pair of keys in the float order.
+    """
+    maps = tuple(a for a, o in known.items() if o.role == "p")
+    total = dict.fromkeys(maps, 0.0)
+    static = tuple((a, q.form) for a, q in plan.items())
+    for i in range(0, len(images), batch):
+        x = jnp.asarray(images[i : i + batch])
+        found = jax.device_get(_sums(forward, static, maps, rows, params, own, dict(qstate), x))
+        total = {a: total[a] + float(found[a]) for a in maps}
+    return {a: total[a] / len(images) for a in maps}
+
+
+@partial(jax.jit, static_argnums=range(4))
+def _sums(
+    forward: Forward,
+    plan: tuple[tuple[str, Quantizer], ...],
+    maps: tuple[str, ...],
+    rows: int,
+    params: Any,
+    own: Any,
+    qstate: Any,
+    x: jax.Array,
+) -> dict[str, jax.Array]:
+    """Sums over the images."""
+    plain: dict[str, jax.Array] = {}
+    tape: dict[str, jax.Array] = {}
+    forward(params, x, recording(plain, maps.__contains__, packed_dot()))
+    forward(own, x, recording(tape, maps.__contains__, packed_dot(quantized(dict(plan), qstate))))
+
+    def mean(address: str) -> jax.Array:
+        count = plain[address].shape[-2]
+        places = np.arange(min(rows, count)) * count // min(rows, count)
+        tau = kendall(*(jnp.take(t[address], places, axis=-2) for t in (plain, tape)))
+        return tau.reshape(x.shape[0], -1).mean(axis=1).sum()
+
+    return {address: mean(address) for address in maps}
+
+
+def kendall(reference: Float[Array, "*r k"], got: Float[Array, "*r k"]) -> Float[Array, "*r"]:
+    """Kendall's tau-b of each row; entries where the reference is 0 (masked) do not count, a row without pairs gives 1.
+
+    tau-b: concordant less discordant pairs, over the geometric mean of the pairs that are not tied in either.
+    """
+    there = (reference > 0)[..., None, :] & (reference > 0)[..., :, None]
+    a, b = (jnp.where(there, jnp.sign(x[..., None, :] - x[..., :, None]), 0.0) for x in (reference, got))
+    agree, left, right = ((u * v).sum(axis=-2).sum(axis=-1) for u, v in ((a, b), (a, a), (b, b)))
+    return jnp.where(left > 0, agree / jnp.sqrt(jnp.maximum(left * right, 1.0)), 1.0)
