@@ -30,6 +30,8 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"unexpected argument '{argv[1]}': options start with --")
     if CONFIG.value is None:
         raise ValueError(f"--config is missing, e.g. --config configs/igq_demo.py{nearest('', _configs('configs'))}")
+    import jax
+
     from jvq import report, run
     from jvq.config import runs
     from jvq.environment import command_line
@@ -46,6 +48,7 @@ def main(argv: list[str]) -> None:
         for part, cfg in parts.items():
             if part:
                 console.say(f"part {part} of {', '.join(parts)}")
+                jax.clear_caches()  # hundreds of executables of earlier parts would use up the process's memory maps
             run.run(cfg, workdir / part, console, command_line())
     except ValueError:
         if new:
