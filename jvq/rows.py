@@ -42,12 +42,17 @@ class Row:
         return dataclasses.replace(self, plan=plan)
 
     def journal(self, workdir: Path, params: Any, images: np.ndarray) -> Journal | None:
-        """Where fitting keeps what takes it long, to go on after an interruption; None where it takes no time."""
+        """Where fitting keeps what takes it long, to go on after an interruption; None where it takes no time.
+
+        Seeds have journals of their own; rows whose method says that what they measure is the same share one.
+        """
         if self.method.calibrates(self.options):
             return None
-        plan = {a: repr(q) for a, q in self.plan.items()}
-        mark = fingerprint(params, images, plan, repr(self.options))
-        return Journal(workdir / f"{self.name}-{mark[:8]}.jsonl", mark)  # seeds and widths have journals of their own
+        name, what = self.name, ({a: repr(q) for a, q in self.plan.items()}, repr(self.options))
+        if hasattr(self.method, "measures"):
+            name, what = self.method.__name__.rpartition(".")[2], self.method.measures(self.options)
+        mark = fingerprint(params, images, *what)
+        return Journal(workdir / f"{name}-{mark[:8]}.jsonl", mark)
 
 
 def plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, list[Row]]:

@@ -93,8 +93,7 @@ def searched(
         states = tuple(None if q is None else qstate[o.address] for q, o in zip(quantizers, operands, strict=True))
         units = "".join(a for a in pair.right.letters if a == "s" and quantizers[RIGHT] is not None)
         form = form_of(pair, quantizers, settings.objective, units)  # type: ignore[arg-type]
-        bits = "/".join(str(plan[o.address].bits) if o.address in plan else "float" for o in operands)
-        key = f"{site} {bits}"
+        key = f"{site} {' '.join(repr(plan.get(o.address)) for o in operands)}"
         if key not in journal:
             weight, quantised = _weight(params, pair.right, plan, qstate)
             bias = bias_of(params, known, site)

@@ -176,6 +176,12 @@ def _mixed_settings(options: Options) -> MixedSettings:
     )
 
 
+def measures(options: Options) -> tuple[Any, ...]:
+    """What the journal's values depend on, apart from the quantisers that its keys name: rows alike in it share one."""
+    how = settings(options)
+    return (repr(how._replace(sequential=False, images=0)),)
+
+
 def calibrates(options: Options) -> bool:
     """Whether fitting is calibration on float activations alone, which rows of a table can share."""
     return False
