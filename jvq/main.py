@@ -20,6 +20,7 @@ from jvq.core.errors import nearest
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, e.g. configs/igq_demo.py", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where report and results go; default: the next free runs/NAME")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Write over a report that --workdir already holds")
+RESUME = flags.DEFINE_bool("resume", False, "Leave out the parts of which --workdir already holds a report")
 SITES = flags.DEFINE_bool("sites", False, "List every address with its letters and shape, and stop")
 DRY = flags.DEFINE_bool("dry", False, "Show the resolved plan, and stop")
 
@@ -40,8 +41,14 @@ def main(argv: list[str]) -> None:
     if SITES.value or DRY.value:
         _look(next(iter(parts.values())), console)
         return
+    if RESUME.value and (not WORKDIR.value or [*parts] == [""]):
+        raise ValueError("--resume goes on with a config of several parts in the folder that --workdir names")
     workdir = Path(WORKDIR.value) if WORKDIR.value else _free(Path("runs") / CONFIG.value.name, [*parts])
     new = not workdir.exists()
+    if RESUME.value:
+        done = [part for part in parts if (workdir / part / "report.json").exists()]
+        console.say(f"done already: {', '.join(done) or 'nothing'}")
+        parts = {part: cfg for part, cfg in parts.items() if part not in done}
     for part in parts:
         report.claim(workdir / part, OVERWRITE.value)
     try:

@@ -229,6 +229,24 @@ def test_every_part_gets_a_folder_of_its_own_in_that_of_the_whole(command, noted
     assert "runs/whole/large already holds a report" in err
 
 
+def test_parts_that_are_done_are_left_out_on_resuming(command, noted, tmp_path, root):
+    parts = ("--config", root / "parts.py", "--workdir", tmp_path / "work", "--resume")
+    assert command(*parts)[0] == 0
+    before = len(noted)
+    (tmp_path / "work" / "small" / "report.json").unlink()  # as if it had been interrupted
+    code, out, _ = command(*parts)
+    assert code == 0
+    assert "done already: large" in out
+    assert [str(folder) for _, folder in noted[before:]] == [str(tmp_path / "work" / "small")]
+
+
+def test_resuming_needs_parts_and_a_folder(command, root, tmp_path):
+    for args in ((*IGQ, "--workdir", tmp_path / "work"), ("--config", root / "parts.py")):
+        code, _, err = command(*args, "--resume")
+        assert code == 2
+        assert "--resume goes on with a config of several parts in the folder that --workdir names" in err
+
+
 def test_a_failed_run_removes_the_folder_that_it_made_and_no_other(command, monkeypatch, tmp_path):
     def fail(*args):
         raise ValueError("no")
