@@ -114,6 +114,8 @@ def draw_fronts(path: Path, rows: Sequence[Mapping[str, Any]], score: str, plain
         axes.plot(*front, color="black", linewidth=4, alpha=0.15, label="Pareto front")
         axes.axhline(column.factor * plain[score], color="gray", linestyle=":", linewidth=1, label="float")
         axes.set_xscale("log")
+        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "1235" else "")
         axes.set_xlabel("bit-operations of one image, GBOPs")
         axes.set_ylabel(column.head)
     panels[0].legend(fontsize=7, frameon=False)

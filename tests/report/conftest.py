@@ -29,7 +29,7 @@ REPORT = {
     "sites": {
         "patch.x": {"quantizer": "Uniform", "letters": "bnd", "bits": 8, "groups": None, "relative_error": 1.5e-5},
         "block00/mlp/fc1.x": {
-            "quantizer": "Grouped", "letters": "bnd", "bits": 4, "groups": 8, "relative_error": 0.0123,
+            "quantizer": "Grouped", "letters": "bnd", "bits": 4, "groups": 8, "relative_error": 0.0123, "order": 0.875,
         },
     },
     "warnings": [],

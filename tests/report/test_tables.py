@@ -20,8 +20,8 @@ def test_sizes_have_a_fitting_unit(report, size, shown):
 
 def test_a_site_in_cells(report):
     patch, fc1 = report["sites"].items()
-    assert site_cells(*patch) == ("patch.x", "Uniform", "8", "", "1.50e-05")
-    assert site_cells(*fc1) == ("block00/mlp/fc1.x", "Grouped", "4", "8", "1.23e-02")
+    assert site_cells(*patch) == ("patch.x", "Uniform", "8", "", "1.50e-05", "")
+    assert site_cells(*fc1) == ("block00/mlp/fc1.x", "Grouped", "4", "8", "1.23e-02", "0.875")
 
 
 def test_the_sentences_compare_with_float_and_min_max(report):
@@ -61,7 +61,7 @@ def test_markdown_holds_everything(report):
 
 def test_markdown_tables_are_rectangular(report):
     rows = [line for line in markdown(report).splitlines() if line.startswith("|")]
-    assert sorted({line.count("|") for line in rows}) == [6, 7, 8]  # 5 columns of sites, 6 of models, 7 of costs
+    assert sorted({line.count("|") for line in rows}) == [7, 8]  # 6 columns of sites and of models, 7 of costs
 
 
 def test_markdown_says_what_is_missing(report):
