@@ -189,7 +189,8 @@ def _some(x: jax.Array, w: Wanted, first: jax.Array) -> jax.Array:
         return x
     axis = w.letters.index(w.sampled)
     number = x.shape[axis]
-    begin = jnp.round((first + jnp.arange(x.shape[0])) * 0.618 * number).astype(jnp.int32)
+    index = jnp.asarray(first, jnp.float32) + jnp.arange(x.shape[0], dtype=jnp.float32)
+    begin = jnp.round(index * (0.618 * number)).astype(jnp.int32)
     spaced = jnp.asarray(np.arange(w.count) * number // w.count, jnp.int32)
     at = axes.expand((begin[:, None] + spaced[None]) % number, "b" + w.sampled, w.letters)
     return jnp.take_along_axis(x, at, axis=axis)

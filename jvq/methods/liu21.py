@@ -211,7 +211,8 @@ def protocol(options: Options) -> dict[str, Any]:
     weight_bits, act_bits = options.widths()
     own = " per head" if options.qkv == "head" else " per tensor"
     sought = f"{options.similarity} of {'all' if options.rows is None else f'about {options.rows}'} rows an image"
-    grid = f"{options.steps} intervals in [{options.alpha}, {options.beta}] of the {options.start}"
+    ends = f"[{options.alpha}, {options.beta}]"
+    grid = f"{options.steps} intervals in {ends} of the {options.anchor} one, from {options.start}"
     inputs = f"{width(act_bits)}, symmetric per tensor"
     rows = f"{width(act_bits)}, {options.softmax},{own}"
     if options.activations == "groups":
@@ -222,9 +223,11 @@ def protocol(options: Options) -> dict[str, Any]:
         "softmax": rows,
         "query, key, value": f"{width(act_bits)}, symmetric{own}",
         "patch embedding and head": f"{edge_words(options)}; patch embedding's input {options.patch_input}",
-        "search": f"{sought}; {grid}, {options.rounds} rounds" if options.rounds else "none: intervals by the maximum",
+        "search": f"{sought}; {grid}; {options.rounds} rounds, gains above {options.tolerance}"
+        if options.rounds
+        else "none: intervals by the maximum",
         "ranking": _ranking_words(options),
-        "bias correction": options.bias_correction,
+        "bias correction": _bias_words(options),
         "widths of modules": _mixed_words(options),
         "float": "LayerNorm, softmax, GELU, biases, residual additions",
         "calibration order": "parallel, float activations",
@@ -239,11 +242,20 @@ def _ranking_words(options: Options) -> str:
     return f"gamma {options.gamma}, theta {options.theta}, {where}"
 
 
+def _bias_words(options: Options) -> str:
+    ends = f", the pass at the end on at most {options.bias_images} images"
+    return options.bias_correction + (ends if options.bias_correction in ("sequential", "both") else "")
+
+
 def _mixed_words(options: Options) -> str:
     if not options.mixed:
         return "equal"
     slack = f" plus {100 * options.mixed_slack:g} %" if options.mixed_slack else ""
+    by = "KL of predictions"
+    if options.sensitivity == "nuclear":
+        by = f"nuclear norm of the {options.norm_of} times squared error of the {options.error_of}"
+    kinds = ", parts of the sum over each kind" if options.normalized else ""
     return (
-        f"of {options.candidates()} by nuclear norm of the {options.norm_of} times squared error of the "
-        f"{options.error_of}, exactly, at most the size of equal widths{slack}"
+        f"of {options.candidates()} by {by}{kinds}, on at most {options.mixed_images} images, exactly, at most the "
+        f"size of equal widths{slack}"
     )

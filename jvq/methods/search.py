@@ -23,6 +23,7 @@ from jvq.methods.similarity import Similarity, ranking_loss, similarity
 At = Literal["scores", "scaled", "softmax"]
 Sum = Literal["mean", "sum"]
 LEFT, RIGHT = 0, 1
+NOISE = 2e-7  #: scores as close as this are equal: they are float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +150,7 @@ def search(
             if side == LEFT:
                 got = got.reshape(len(tried), -1).mean(axis=1)
             pick = got.argmax(axis=0)
-            better = np.take_along_axis(got, pick[None], axis=0)[0] > got[-1]  # equal: the incumbent stays
+            better = np.take_along_axis(got, pick[None], axis=0)[0] > got[-1] + NOISE  # equal: the incumbent stays
             ratios[side] = np.where(better, np.take_along_axis(tried, pick[None], axis=0)[0], ratios[side])
             best = float(np.where(better, got.max(axis=0), got[-1]).mean())
         if correct and bias is not None:

@@ -26,7 +26,8 @@ def similarity(
     for x in (reference, got):
         wide = x.astype(jnp.float32)
         greatest = jnp.abs(wide).max(axis=over, keepdims=True)
-        wide = wide / jnp.where(greatest > 0, greatest, 1.0)  # squares neither overflow nor vanish
+        octave = jnp.clip(jnp.floor(jnp.log2(jnp.where(greatest > 0, greatest, 1.0))), -120, 120)
+        wide = wide * jnp.exp2(-octave)  # squares neither overflow nor vanish
         if kind == "pearson":
             wide = wide - wide.mean(axis=over, keepdims=True)
         pairs.append((wide, jnp.square(wide).mean(axis=over)))

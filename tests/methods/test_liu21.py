@@ -298,7 +298,7 @@ def test_a_pass_at_the_end_leaves_the_searches_alone():
     assert a == b != c == d
 
 
-QUICK = dict(steps=10, rounds=2)
+QUICK = dict(steps=10, rounds=2, bias_correction="both")
 IMAGES = 6
 
 
@@ -319,7 +319,7 @@ def tiny():
         return liu21.fit(options, model.forward, params, images, plan, known, journal=journal)
 
     def fitted(**options):
-        key = liu21.Options(**options)
+        key = liu21.Options(**{**QUICK, **options})
         if key not in done:
             done[key] = fit(**options)
         return done[key]
@@ -441,7 +441,7 @@ def test_corrections_of_the_search_are_of_its_last_intervals(tiny):
     args = (tiny.forward, tiny.params, tiny.images, fit.plan)
     want = mean_errors(*args, fit.qstate, tiny.known, batch=8)
     jax.tree.map(np.testing.assert_array_equal, fit.params, with_bias_corrections(tiny.params, tiny.known, want))
-    settings = liu21.settings(liu21.Options(**QUICK, bits=4, bias_correction="search", rows=None))
+    settings = liu21.settings(liu21.Options(**{**QUICK, "bits": 4, "bias_correction": "search", "rows": None}))
     states, _, seen = intervals.searched(settings, *args, tiny.known)
     equal(states, fit.qstate)
     assert seen.keys() == want.keys()
