@@ -25,9 +25,9 @@ def similarity(
     pairs = []
     for x in (reference, got):
         wide = x.astype(jnp.float32)
-        greatest = jnp.abs(wide).max(axis=over, keepdims=True)
-        octave = jnp.clip(jnp.floor(jnp.log2(jnp.where(greatest > 0, greatest, 1.0))), -120, 120)
-        wide = wide * jnp.exp2(-octave)  # squares neither overflow nor vanish
+        for _ in range(2):  # squares neither overflow nor vanish; twice, because some reciprocals are subnormal
+            greatest = jnp.clip(jnp.abs(wide).max(axis=over, keepdims=True), 1e-36, 1e36)
+            wide = wide * jnp.where(greatest > 1e-36, 1.0 / greatest, 1.0)
         if kind == "pearson":
             wide = wide - wide.mean(axis=over, keepdims=True)
         pairs.append((wide, jnp.square(wide).mean(axis=over)))

@@ -93,7 +93,7 @@ OTHER = {  # options that change what fitting does, not the recipe: a value, and
     "ranking_pairs": dict(ranking_pairs="sum"),
     "ranking_rows": dict(ranking_rows=7),
     "bias_correction": dict(bias_correction="none"),
-    "bias_images": dict(bias_images=8),
+    "bias_images": dict(bias_correction="both", bias_images=8),
     "mixed": dict(mixed=True),
     "mixed_bits": dict(mixed=True, mixed_bits=(5, 8)),
     "mixed_slack": dict(mixed=True, mixed_slack=0.01),
