@@ -3,6 +3,9 @@
 python -m jvq.main --config configs/liu21_demo.py [--config.method.bits=6] [--config.method.mixed=True]
 python -m jvq.main --config configs/liu21_demo.py:deit
 python -m jvq.main --config configs/liu21_demo.py:swin
+
+Data: Fashion-MNIST, 32 training images to calibrate, 10,000 test images. About three minutes on two cores. Ours: ranges
+an output channel, a head; unsigned softmax. Numbers, of three seeds: configs/liu21_ablation.py.
 """
 
 from jvq.config import config
