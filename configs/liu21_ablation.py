@@ -41,10 +41,10 @@ Measured on the ViT (32 minutes on one busy core; the DeiT and the Swin have not
 As it comes out (KL; 95 % intervals are in the report): at W4A4 the whole method is far above min-max; at W6A6 its top-1
 and agreement are min-max's and its KL is worse: it has no zero points, and "max", which is min-max without them, is
 worse still by far. Bias correction is what helps, most of it in the pass at the end. The ranking term changes nothing
-measurable (as a sum it harms). Widths by KL gain at equal size at both widths. By the paper's nuclear norm they lose, at
-four bits everything: errors of feature maps, summed over all entries, are 10**4 times those of attention maps, so that
-attentions get the least width; taken as parts of the sum over each kind they are near the equal widths. IGQ-ViT's groups
-beside searched weights are the best row at W4A4.
+measurable (as a sum it harms). Widths by KL gain at equal size at 6 and at 4 bits. By the paper's nuclear norm they
+lose, at 4 bits everything: errors of feature maps, summed over all entries, are 10**4 times those of attention maps, so
+that attentions get the least width; taken as parts of the sum over each kind they are near the equal widths. IGQ-ViT's
+groups beside searched weights are the best row at W4A4.
 """
 
 from jvq.config import config
