@@ -23,6 +23,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_enum("method", "igq", ["igq", "liu21", "minmax"], "what is fitted, with its default options")
 flags.DEFINE_string("model", "vit", "architecture")
 flags.DEFINE_string("size", "B/16", "size of the architecture")
+flags.DEFINE_integer("depth", None, "blocks, instead of the size's own", lower_bound=1)
 flags.DEFINE_integer("images", 32, "calibration images", lower_bound=1)
 flags.DEFINE_integer("batch", 8, "images of one forward pass", lower_bound=1)
 flags.DEFINE_integer("bits", 8, "of weights and activations")
@@ -31,7 +32,7 @@ flags.DEFINE_integer("rounds", 3, "how often each is timed", lower_bound=1)
 
 def main(argv: list[str]) -> None:
     del argv
-    model = build(FLAGS.model, {"size": FLAGS.size})
+    model = build(FLAGS.model, {"size": FLAGS.size} | ({"depth": FLAGS.depth} if FLAGS.depth else {}))
     params = model.init(jax.random.key(0))
     images = np.random.default_rng(0).normal(size=(FLAGS.images, *model.image)).astype(np.float32)
     known = sites(model.forward, params, model.image)
