@@ -19,7 +19,8 @@ EDGES = ["patch.x", "patch.w", "head.x", "head.w"]
 STATIC = {"keep": "h", "range": "percentile", "percentile": (0.1, 0.01, 0.001)}
 
 
-FITTED = ("sequential", "allocation", "candidates", "allocation_rest")  # change what fitting does, not the recipe
+# what these change is fitting, not the recipe
+FITTED = ("sequential", "allocation", "candidates", "allocation_rest", "allocation_widths")
 
 
 def plan(known, **options):
@@ -90,6 +91,7 @@ CASES = {  # options: the addresses that change, to what
         {**{a: StaticGrouped(4, 8, "d", "sorted", "mean") for a in LINEAR}, **{a: dict(mstep="mean") for a in MAPS}},
     ),
     "allocation_rest": (dict(allocation_rest="quantized"), {}),
+    "allocation_widths": (dict(allocation="bops", allocation_widths=(3, 5)), {}),
     **{name: ({name: value}, {a: {name: value} for a in LINEAR + MAPS}) for name, (value,) in SAME.items()},
 }
 

@@ -391,6 +391,14 @@ def test_without_rounds_intervals_are_those_of_calibration(tiny):
         assert set(np.ravel(note["left"])) == set(np.ravel(note["right"])) == {1.0}
 
 
+def test_the_other_start_has_half_a_code_more(tiny):
+    """Spec 8, A4: max / (2**(bits-1) - 1/2); of the map, whose codes are unsigned, max / (2**bits - 1/2)."""
+    first, half = (tiny.fitted(bits=4, rounds=0, bias_correction="none", start=x).qstate for x in ("max", "half"))
+    for a, state in half.items():
+        top = 15 if a.endswith("pv.p") else 7
+        np.testing.assert_allclose(state["scale"], first[a]["scale"] * np.float32(top / (top + 0.5)), rtol=1e-6)
+
+
 def test_intervals_are_parts_of_those_of_calibration(tiny):
     """Of every site, those that are tried and not all the same; scores do not fall."""
     fit = tiny.fitted(bits=4, bias_correction="none")
@@ -449,13 +457,41 @@ def test_corrections_of_the_search_are_of_its_last_intervals(tiny):
         np.testing.assert_allclose(seen[site], c, rtol=1e-4, atol=1e-5 * np.abs(c).max(), err_msg=site)
 
 
-def unit_mean(tiny, site, products, params):
-    """Mean over images and tokens of a product with its bias."""
+def coded(x, state):
+    """What a quantiser with this state makes of x, float64; the state's axes are the last ones."""
+    scale, zero, levels = (np.asarray(state[name], np.float64) for name in ("scale", "zero", "levels"))
+    return scale * (np.clip(np.round(x / scale) + zero, 0, levels) - zero)
+
+
+def alike(y, z):
+    """The correlation, mean over images."""
+    return np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(y, z, strict=True)])
+
+
+def test_scores_are_those_of_the_product_with_its_corrected_bias(tiny):
+    """The correction is always from the float bias, however many rounds there were."""
+    fit = tiny.fit(bits=4, rounds=20, tolerance=-1.0, bias_correction="search")
+    assert max(note["rounds"] for note in fit.notes["search"].values()) > 2
+    for site in ("patch", "block00/attn/proj", "block00/mlp/fc1", "block00/mlp/fc2", "head"):
+        x, w = (tiny.float[f"{site}.{role}"] for role in "xw")
+        quantised = coded(x, fit.qstate[f"{site}.x"]) @ coded(w, fit.qstate[f"{site}.w"])
+        before, after = (np.asarray(leaf(p, site)["bias"], np.float64) for p in (tiny.params, fit.params))
+        note = fit.notes["search"][site]
+        assert note["rounds"] < 20, "intervals no longer change, so that the last correction is theirs"
+        assert note["score"] == pytest.approx(alike(x @ w + before, quantised + after), abs=1e-5)
+
+
+def leaf(params, site):
     for key in site.split("/"):
         params = params[key]
+    return params
+
+
+def unit_mean(tiny, site, products, params):
+    """Mean over images and tokens of a product with its bias."""
     o = tiny.known[f"{site}.x"]
     return products[f"{site}.y"].mean(axis=tuple(i for i, a in enumerate(o.out) if a in o.letters)) + np.asarray(
-        params["bias"], np.float64
+        leaf(params, site)["bias"], np.float64
     )
 
 
@@ -566,10 +602,6 @@ def test_a_single_constant_image_is_no_trouble(tiny):
         assert json.dumps(fit.notes, allow_nan=False)
 
 
-def coded(x, scale, zero, levels):
-    return scale * (np.clip(np.round(x / scale) + zero, 0, levels) - zero)
-
-
 def test_weights_are_searched_beside_groups(tiny):
     """IGQ-ViT's inputs are as calibrated; the weight is searched against what they make of the input."""
     left, right = only = ("block00/mlp/fc1.x", "block00/mlp/fc1.w")
@@ -586,12 +618,10 @@ def test_weights_are_searched_beside_groups(tiny):
 
     x, w = tiny.float[left], tiny.float[right]
     lower, upper = np.minimum(x.min(axis=1, keepdims=True), 0), np.maximum(x.max(axis=1, keepdims=True), 0)
-    grouped = coded(x, (upper - lower) / 7, np.round(-lower / ((upper - lower) / 7)), 7)
-    scale, zero, levels = (np.asarray(fit.qstate[right][name], np.float64) for name in ("scale", "zero", "levels"))
+    scale = (upper - lower) / 7
+    grouped = coded(x, {"scale": scale, "zero": np.round(-lower / scale), "levels": 7})
     bias = np.asarray(tiny.params["block00"]["mlp"]["fc1"]["bias"], np.float64)
-    pairs = zip(x @ w + bias, grouped @ coded(w, scale, zero, levels) + bias, strict=True)
-    alike = np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs])
-    assert note["score"] == pytest.approx(alike, abs=1e-4)
+    assert note["score"] == pytest.approx(alike(x @ w + bias, grouped @ coded(w, fit.qstate[right]) + bias), abs=1e-4)
     assert note["score"] > note["start"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jvq.core.recipe import resolve
-from jvq.methods import minmax
+from jvq.methods import igq, minmax
 from jvq.quantizers import Uniform
 
 EDGES = ["patch.x", "patch.w", "head.x", "head.w"]
@@ -106,3 +106,13 @@ def test_calibration_follows_the_option(sequential, monkeypatch, known):
 
 def test_nothing_is_shown_beside_it():
     assert minmax.baselines(minmax.Options()) == {}
+
+
+@pytest.mark.parametrize("method", [minmax, igq])
+def test_edges_without_a_width_of_their_own_have_that_of_all_others(method, known):
+    found = resolve(method.recipe(method.Options(weight_bits=5, act_bits=3, edge_bits=None), known), known)
+    for address in EDGES:
+        assert found[address].bits == (5 if address.endswith(".w") else 3)
+    assert method.protocol(method.Options(weight_bits=5, act_bits=3, edge_bits=None))[
+        "patch embedding and head"
+    ].startswith("5 bits and 3 bits")
