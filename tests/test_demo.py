@@ -98,6 +98,7 @@ def test_ordering(bench):
     assert layer > bench.kl() > bench.kl(groups=16) > 0.95 * bench.kl(upper_bound=True)
 
 
+@pytest.mark.slow
 def test_ablation(bench):
     """Spec 8.27: neither, one of the two, both."""
     layer, both = bench.kl(linear="layer", softmax="layer"), bench.kl()

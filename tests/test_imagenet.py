@@ -70,6 +70,7 @@ def test_the_whole_path(name, imagenet, tmp_path):
     assert report["rows"][2]["bytes"] < report["rows"][0]["bytes"] / 2, "packed weights"
 
 
+@pytest.mark.slow
 def test_the_whole_path_of_the_search(imagenet, tmp_path):
     cfg = config_of("deit_b", "liu21_deitb")
     cfg.data.dir, cfg.weights, cfg.model = str(imagenet), weights_of("deit_b", tmp_path), TINY["deit_b"][1]

@@ -490,7 +490,8 @@ STUDENTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["deit", pytest.param("swin", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDENTS)
 def test_a_student_learns_from_a_teacher(name, root, tmp_path):
     """Its checkpoint depends on the teacher, and runs through a quantising method by itself."""
     spec, distillation = STUDENTS[name]

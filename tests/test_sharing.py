@@ -15,7 +15,7 @@ from jvq.models.weights import Checkpoint
 TINY = {"image": (8, 8), "channels": 1, "patch": 4, "dim": 16, "depth": 1, "heads": 2, "classes": 3}
 OPTIONS = {
     "two": igq.Options(groups=2),
-    "five": igq.Options(groups=5, softmax_groups=3, bits=3),
+    "five": igq.Options(groups=5, bits=3, mstep="cover"),
     "other": igq.Options(groups=2, mstep="mean", distance="relative", weight_range="mse", qkv_range="max"),
     "absolute": igq.Options(groups=2, distance="absolute"),
 }

@@ -94,6 +94,7 @@ def test_a_sweep_has_the_sites_and_groups_of_its_main_row_at_the_last_width(swep
         assert f"![{name}]({name})" in text
 
 
+@pytest.mark.slow
 def test_numbers_of_groups_budgets_and_widths_have_their_pictures(root, tmp_path):
     """Rows that differ in the number of groups alone, an allocated one, three widths."""
     rows = {f"igq_{g}": {"name": "igq", "groups": g} for g in (1, 4)} | {"by_mean": {"name": "igq"}}

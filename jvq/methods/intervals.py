@@ -45,11 +45,11 @@ def fitted(
 ) -> Fitted:
     """The states of all quantisers, the parameters with corrected biases, and under ``notes["search"]`` each site's."""
     qstate, notes, corrections = searched(settings, forward, params, images, plan, known, track=track, journal=journal)
-    if settings.correct:  # what the search estimated on some rows, on all of them
-        corrections = mean_errors(forward, params, images, plan, qstate, known, batch=settings.batch)
     if settings.sequential:
         some = images[: settings.images]
         corrections = sequential_mean_errors(forward, params, some, plan, qstate, known)
+    elif settings.correct:  # what the search estimated on some rows, on all of them
+        corrections = mean_errors(forward, params, images, plan, qstate, known, batch=settings.batch)
     corrected = with_bias_corrections(params, known, corrections) if corrections else None
     return Fitted(plan, qstate, {"search": notes}, corrected)
 

@@ -103,7 +103,8 @@ class Options:
     def candidates(self) -> tuple[int, ...]:
         """Widths that a module may have, the least first."""
         target = self.widths()[0]
-        return tuple(sorted(set(self.mixed_bits))) or tuple(range(max(2, target - AROUND), target + AROUND + 1))
+        most = min(16, target + AROUND) if target <= 16 else target
+        return tuple(sorted(set(self.mixed_bits))) or tuple(range(max(2, target - AROUND), most + 1))
 
 
 def recipe(options: Options, known: Sites) -> Recipe:

@@ -137,7 +137,9 @@ def search(
             total, count = total + got.sum(axis=1), count + got.shape[1]
         return np.asarray(total) / count
 
-    start = best = float(scored(sides[0], ratios, ratios[sides[0]][None]).mean()) if sides else 0.0
+    start = best = 0.0
+    if sides and not grid.rounds:
+        start = best = float(scored(sides[0], ratios, ratios[sides[0]][None]).mean())
     steps = np.linspace(grid.alpha, grid.beta, grid.steps)
     rounds = 0
     while sides and rounds < grid.rounds:
@@ -149,6 +151,8 @@ def search(
             got = scored(side, ratios, tried)
             if side == LEFT:
                 got = got.reshape(len(tried), -1).mean(axis=1)
+            if rounds == 1 and side == sides[0]:
+                before = start = float(got[-1].mean())
             pick = got.argmax(axis=0)
             better = np.take_along_axis(got, pick[None], axis=0)[0] > got[-1] + NOISE  # equal: the incumbent stays
             ratios[side] = np.where(better, np.take_along_axis(tried, pick[None], axis=0)[0], ratios[side])

@@ -374,6 +374,7 @@ def test_nothing_quantised_is_the_float_model(tiny):
     np.testing.assert_array_equal(tiny.tape(fit)["logits"], tiny.float["logits"])
 
 
+@pytest.mark.slow
 def test_fewer_bits_cost_more_and_searching_pays(tiny):
     """W2."""
     eight, six, four = (off(tiny, tiny.fitted(bits=b)) for b in (8, 6, 4))
