@@ -24,8 +24,8 @@ What the paper reports (Liu et al. 2021, table 1; top-1; MP: a width for each at
 The options here are the paper's letter as far as it is known: a range a tensor, signed codes everywhere, all layers at
 the width, nuclear norm as sensitivity. Where it is silent ours stand; tables in configs/liu21_ablation.py have both.
 We have no ImageNet here and have not measured these rows: this whole path runs in tests/test_imagenet.py, on
-random weights and made-up images. How many minutes it takes is not known for the same reason; a search costs some tens of
-forward passes of its images.
+random weights and made-up images. How many minutes it takes is not known for the same reason; a search costs some
+tens of forward passes of its images.
 """
 
 from jvq.config import config
