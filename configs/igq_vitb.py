@@ -19,8 +19,9 @@ What the paper reports (Moon et al. 2024, table 2; top-1; a fixed number of grou
     6      upper bound   74.61   80.99   84.27   71.42   79.42   81.75   81.20   83.08   85.06
 
 We have no ImageNet here and have not measured these rows: this whole path runs in tests/test_imagenet.py, on random
-weights and made-up images. The paper does not say how it treats query, key, value, patch embedding and head; ours: a range
-a head, static, at the same width; 8 bits. How many minutes it takes is not known for the same reason.
+weights and made-up images. The paper does not say how it treats query, key, value,
+patch embedding and head; ours: a static range a head at the same width; 8 bits. How many minutes it takes is not known
+for the same reason.
 """
 
 from jvq.config import config
