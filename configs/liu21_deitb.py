@@ -35,7 +35,6 @@ WEIGHTS = {
     "deit_s": "timm/deit_small_patch16_224.fb_in1k",
     "deit_b": "timm/deit_base_patch16_224.fb_in1k",
 }
-LITERAL = dict(granularity="tensor", qkv="tensor", softmax="signed", bias_correction="search", sensitivity="nuclear")
 NEEDS = (
     "ImageNet as a folder with train/ and val/, a folder a class in each (--config.data.dir=FOLDER), or prepared by "
     "tfds (--config.data.name=tfds:imagenet2012 --config.data.test=validation), and the weights, fetched on first use "
@@ -54,5 +53,9 @@ def get_config(arg=None):
         data=dict(name="folder", test="val", batch=50, calibration=1000),
         needs=NEEDS,
         bits=6,
-        **LITERAL,
+        granularity="tensor",
+        qkv="tensor",
+        softmax="signed",
+        bias_correction="search",
+        sensitivity="nuclear",
     )
