@@ -70,16 +70,22 @@ ROWS = {
     "paper_mixed": dict(mixed=True, sensitivity="nuclear", **PAPER),
     "liu_igq": dict(activations="groups"),
 }
+GROUPS = {
+    "igq": {},
+    "igq_bops": dict(allocation="bops"),
+    "bits_groups": dict(allocation="bops", allocation_widths=(3, 4, 5, 6, 8), candidates=(4, 8, 16)),
+}
 ORDER = (
     "minmax<liu21,max<sim<sim_rank<liu21<liu21_mixed,sim<sim_bias<liu21,nuclear_mixed<liu21_mixed,paper<paper_mixed,"
-    "igq<liu_igq"
+    "igq<liu_igq,igq<igq_bops<bits_groups"
 )
 
 
 def get_config(arg=None):
     if arg and arg not in WEIGHTS:
         raise ValueError(f"config liu21_ablation.py:{arg}: no such model{nearest(arg, WEIGHTS)}")
-    rows = {label: {"name": "liu21", **row} for label, row in ROWS.items()} | {"igq": {"name": "igq"}}
+    rows = {label: {"name": "liu21", **row} for label, row in ROWS.items()}
+    rows |= {label: {"name": "igq", **row} for label, row in GROUPS.items()}
     return config(
         f"liu21_ablation_{arg}" if arg else "liu21_ablation",
         "liu21",

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jvq.core.dot import packed_dot, quantized, recording
 from jvq.core.quantizer import Quantizer, State
-from jvq.core.recipe import Forward, Plan, Sites
+from jvq.core.recipe import Forward, Plan, Sites, forms
 
 
 def order_agreement(
@@ -34,7 +34,7 @@ def order_agreement(
     """
     maps = tuple(a for a, o in known.items() if o.role == "p")
     total = dict.fromkeys(maps, 0.0)
-    static = tuple((a, q.form) for a, q in plan.items())
+    static = forms(plan)
     for i in range(0, len(images), batch):
         x = jnp.asarray(images[i : i + batch])
         found = jax.device_get(_sums(forward, static, maps, rows, params, own, dict(qstate), x))

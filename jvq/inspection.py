@@ -16,7 +16,7 @@ from jvq.models.weights import Checkpoint
 from jvq.opening import first
 from jvq.report import draw_allocation, draw_error, draw_fronts, draw_grouping, draw_joint, draw_widths
 from jvq.report.tables import COLUMNS
-from jvq.rows import Row, site_table
+from jvq.rows import Row, fitted_checkpoint, site_table
 
 SITE_IMAGES = 64  #: images on which the error of every site is measured, the first of the evaluated ones
 ORDER_IMAGES = 16  #: of these, on which the order of attention rows is compared
@@ -48,7 +48,7 @@ def sites(
     errors = errors_of(name)
     use = evaluate.group_use(forward, params, row.plan, fit.qstate, letters, images)
     plain = errors_of("minmax") if use and "minmax" in fits and name != "minmax" else {}
-    own = params if fit.params is None else fit.params
+    own = fitted_checkpoint(checkpoint, fit).params
     some = images[:ORDER_IMAGES]
     order = evaluate_order.order_agreement(forward, params, own, row.plan, fit.qstate, known, some)
     return site_table(row.plan, known, errors, order), troubles_of(fit.qstate, use, errors, plain)

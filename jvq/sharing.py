@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jvq.core.calibrate import Fitted, Track, calibrate_all
-from jvq.core.recipe import Plan, Sites
+from jvq.core.recipe import Plan, Sites, forms
 from jvq.models.weights import Checkpoint
 from jvq.quantizers import Grouped
 from jvq.quantizers.grouped import cut, padded
@@ -57,16 +57,16 @@ class Runners:
 
     runner: Callable[..., Any]  # of the task
     checkpoint: Checkpoint
+    length: int  # places for groups in every state, where no fit needs more
     made: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
-    def model(self, fit: Fitted, length: int) -> Callable[[jax.Array], Any]:
-        """``model(images) -> outputs``, with ``length`` places, or as many as are needed, for groups in every state."""
+    def model(self, fit: Fitted) -> Callable[[jax.Array], Any]:
+        """``model(images) -> outputs``."""
         plan, state = fit.plan, fit.qstate
-        form = {a: q.form for a, q in plan.items()}
-        key = tuple(form.items())
+        key = forms(plan)
         if key not in self.made:
-            self.made[key] = self.runner(self.checkpoint.model.forward, form)
-        run, length = self.made[key], max(length, most_groups([plan]))
+            self.made[key] = self.runner(self.checkpoint.model.forward, dict(key))
+        run, length = self.made[key], max(self.length, most_groups([plan]))
         wide = {a: padded(s, length) if isinstance(plan[a], Grouped) else s for a, s in state.items()}
         params = fitted_checkpoint(self.checkpoint, fit).params
         return lambda images: run(params, wide, images)

@@ -39,8 +39,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     with stages.stage("evaluate"):
         reference, plain = rows.float_row(checkpoint, known, loader, console)
     task = rows.task_of(checkpoint.model)
-    length = sharing.most_groups(row.plan for row in plans.values())
-    runners = sharing.Runners(task.runner, checkpoint)
+    runners = sharing.Runners(task.runner, checkpoint, sharing.most_groups(row.plan for row in plans.values()))
     runs: list[dict[str, Any]] = []
     sites: dict[str, dict[str, Any]] = {}
     pictures: list[str] = []
@@ -59,7 +58,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
             with stages.stage("evaluate"):
                 fit = fits[width, name]
                 text = f"evaluating {width} {name}, seed {seed}"
-                got = task.predict(runners.model(fit, length), loader, text, track=console.track)
+                got = task.predict(runners.model(fit), loader, text, track=console.track)
                 scores = task.score(reference, got)._asdict()
                 for measure, values in task.images(reference, got).items() if chains else ():
                     errors.setdefault((width, name), {}).setdefault(measure, []).append(values)

@@ -51,10 +51,10 @@ def test_rows_fitted_together_are_as_fitted_alone(tiny, found):
 def test_plans_of_one_form_share_an_executable_and_give_the_same(tiny, found):
     checkpoint, images, _ = tiny
     plans, fits = found
-    runners = sharing.Runners(evaluate.runner, checkpoint)
+    runners = sharing.Runners(evaluate.runner, checkpoint, 5)
     for key in plans:
         fit = fits[key]
-        got = runners.model(fit, 5)(jnp.asarray(images))
+        got = runners.model(fit)(jnp.asarray(images))
         want = evaluate.runner(checkpoint.model.forward, fit.plan)(checkpoint.params, fit.qstate, jnp.asarray(images))
         np.testing.assert_array_equal(got, want)
     assert len(runners.made) == 2, "one for squared distances, one for absolute ones"

@@ -89,7 +89,7 @@ def calibrate_all(
             wanted.setdefault(address, {})[quantizer] = {}
     _check(images, wanted, known)
     for address in track([a for a in wanted if known[a].path is not None], "calibrating weights"):
-        weight = _leaf(params, known[address])
+        weight = leaf(params, known[address])
         for quantizer in wanted[address]:
             wanted[address][quantizer] = _init(quantizer, weight, known[address].letters, address)
     apart = {a: {q.apart for q in wanted[a]} for a in known if a in wanted and known[a].path is None}
@@ -135,7 +135,8 @@ def _init(quantizer: Quantizer, samples: jax.Array | Samples, letters: str, addr
     return fresh(quantizer, samples, letters)
 
 
-def _leaf(params: Any, operand: Operand) -> jax.Array:
+def leaf(params: Any, operand: Operand) -> jax.Array:
+    """The weight that is the operand. Raises ``ValueError`` where it is packed."""
     assert operand.path is not None
     for key in operand.path:
         params = params[key]
@@ -238,7 +239,7 @@ def _sequential(
 ) -> dict[str, State]:
     """Site by site in the model's order, all operands of earlier sites quantised (the first author's later habit)."""
     weights = {
-        a: _init(q, _leaf(params, known[a]), known[a].letters, a) for a, q in plan.items() if known[a].path is not None
+        a: _init(q, leaf(params, known[a]), known[a].letters, a) for a, q in plan.items() if known[a].path is not None
     }
     gated = {a: _Gated(q) for a, q in plan.items()}
     apart = {a: {q.apart} for a, q in plan.items() if known[a].path is None}

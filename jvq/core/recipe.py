@@ -84,6 +84,11 @@ def sites(forward: Forward, params: Any, image: tuple[int, ...]) -> dict[str, Op
     return found
 
 
+def forms(plan: Plan) -> tuple[tuple[str, Quantizer], ...]:
+    """The plan by its quantisers' forms, hashable: a static argument that plans of equal forms share."""
+    return tuple((address, quantizer.form) for address, quantizer in plan.items())
+
+
 def matching(pattern: str, known: Iterable[str]) -> list[str]:
     """The addresses that a glob pattern names, at least one; ``ValueError`` with the nearest addresses otherwise."""
     known = list(known)

@@ -83,14 +83,22 @@ def _offers(plan: Plan, groups: Sequence[int], known: Sites) -> dict[str, Offer]
     length = max(*groups, *(q.groups for q in grouped.values()))
     found = {}
     for address, q in grouped.items():
-        points = indices(q.along, known[address].letters, known[address].shape)
-        candidates = [dataclasses.replace(q, groups=g, capacity=length) for g in sorted(set(groups)) if g <= points]
-        if not candidates:
-            raise ValueError(
-                f"method.candidates: the least is {min(groups)}, but {address} has only {points} indices to group"
-            )
-        found[address] = Offer(candidates, dataclasses.replace(q, capacity=length))
+        found[address] = Offer(grouped_as(q, groups, known[address], length), dataclasses.replace(q, capacity=length))
     return found
+
+
+def grouped_as(q: Grouped, groups: Sequence[int], o: Operand, length: int) -> list[Grouped]:
+    """The quantiser with each of those numbers of groups that the operand has indices for, in states of ``length``.
+
+    Raises ``ValueError`` where it has too few for all of them.
+    """
+    points = indices(q.along, o.letters, o.shape)
+    fitting = [dataclasses.replace(q, groups=g, capacity=length) for g in sorted(set(groups)) if g <= points]
+    if not fitting:
+        raise ValueError(
+            f"method.candidates: the least is {min(groups)}, but {o.address} has only {points} indices to group"
+        )
+    return fitting
 
 
 def _cost(budget: Budget, q: Quantizer, o: Operand) -> int:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvq.core import axes
-from jvq.core.dot import float_dot, packed_dot
-from jvq.core.quantizer import Quantizer, State
-from jvq.core.recipe import Forward, Plan, Sites
+from jvq.core.dot import float_dot, packed_dot, quantized
+from jvq.core.quantizer import State
+from jvq.core.recipe import Forward, Plan, Sites, forms
 
 Corrections = Mapping[str, np.ndarray]
 """By site what is taken off its bias [the bias's shape]."""
@@ -63,7 +63,7 @@ def mean_errors(
     total: dict[str, Any] = {}
     for i in range(0, len(images), batch):
         x = jnp.asarray(images[i : i + batch])
-        for site, found in jax.device_get(_parallel(forward, _static(plan), sites, params, dict(qstate), x)).items():
+        for site, found in jax.device_get(_parallel(forward, forms(plan), sites, params, dict(qstate), x)).items():
             total[site] = total.get(site, 0.0) + np.asarray(found, np.float64)
     return {site: (total[site] / len(images)).astype(np.float32) for site in sites}
 
@@ -76,7 +76,7 @@ def sequential_mean_errors(
     All images at once: one pass finds and applies them in the model's order.
     """
     sites = _corrected(params, plan, known)
-    found = _sequential(forward, _static(plan), sites, params, dict(qstate), jnp.asarray(images))
+    found = _sequential(forward, forms(plan), sites, params, dict(qstate), jnp.asarray(images))
     return {site: np.asarray(found[site]) for site in sites}
 
 
@@ -84,19 +84,6 @@ def _corrected(params: Any, plan: Plan, known: Sites) -> tuple[str, ...]:
     """Sites with a bias and a quantised operand, in order."""
     sites = dict.fromkeys(known[address].site for address in plan)
     return tuple(site for site in sites if bias_of(params, known, site) is not None)
-
-
-def _static(plan: Plan) -> tuple[tuple[str, Quantizer], ...]:
-    return tuple((address, quantizer.form) for address, quantizer in plan.items())
-
-
-def _quantised(plan: Mapping[str, Quantizer], qstate: Any, site: str, equation: str, operands: Any) -> jax.Array:
-    letters, _ = axes.split(equation)
-    through = {}
-    for (role, x), axis in zip(operands.items(), letters, strict=True):
-        q = plan.get(f"{site}.{role}")
-        through[role] = x if q is None else q.apply(qstate[f"{site}.{role}"], x, axis)
-    return float_dot(site, equation, **through)
 
 
 def _per_unit(y: jax.Array, equation: str) -> jax.Array:
@@ -111,11 +98,12 @@ def _parallel(
 ) -> dict[str, jax.Array]:
     """Sums over the images."""
     tape: dict[str, jax.Array] = {}
+    rough = quantized(dict(plan), qstate)
 
     def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
         y = float_dot(site, equation, **operands)
         if site in sites:
-            off = _quantised(dict(plan), qstate, site, equation, operands) - y
+            off = rough(site, equation, **operands) - y
             tape[site] = _per_unit(off, equation).sum(axis=0)
         return y
 
@@ -129,6 +117,7 @@ def _sequential(
 ) -> dict[str, jax.Array]:
     targets: dict[str, jax.Array] = {}
     tape: dict[str, jax.Array] = {}
+    rough = quantized(dict(plan), qstate)
 
     def floating(site: str, equation: str, /, **operands: Any) -> jax.Array:
         y = float_dot(site, equation, **operands)
@@ -137,7 +126,7 @@ def _sequential(
         return y
 
     def correcting(site: str, equation: str, /, **operands: Any) -> jax.Array:
-        y = _quantised(dict(plan), qstate, site, equation, operands)
+        y = rough(site, equation, **operands)
         if site not in sites:
             return y
         (left, _), out = axes.split(equation)

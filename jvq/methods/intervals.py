@@ -3,10 +3,10 @@
 from collections.abc import Mapping, MutableMapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from jvq.core.calibrate import Fitted, Track, calibrate, silent
+from jvq.accounting import pairs
+from jvq.core.calibrate import Fitted, Track, calibrate, leaf, silent
 from jvq.core.quantizer import Quantizer, State
 from jvq.core.recipe import Forward, Operand, Plan, Sites
 from jvq.methods.bias import bias_of, mean_errors, sequential_mean_errors, with_bias_corrections
@@ -74,20 +74,20 @@ def searched(
     qstate = calibrate(forward, params, images, plan, known, batch=settings.batch, track=track)
     if settings.halved:
         qstate = {a: _halved(plan[a], s) if _searchable(plan[a], known[a]) else s for a, s in qstate.items()}
-    pairs = _pairs(plan, known, settings.objective)
+    sought = _pairs(plan, known, settings.objective)
     fixed = {
         a: (plan[a], qstate[a])
-        for pair in pairs.values()
+        for pair in sought.values()
         for o in pair.kept
         if (a := o.address) in plan and o is not pair.beside and not _searchable(plan[a], o)
     }
     sources = chunks(
-        forward, params, images, pairs, fixed, rows=settings.rows, batch=settings.batch, memory=settings.memory
+        forward, params, images, sought, fixed, rows=settings.rows, batch=settings.batch, memory=settings.memory
     )
     notes: dict[str, dict[str, Any]] = {}
     corrections: dict[str, np.ndarray] = {}
-    for _, (site, source) in zip(track(list(pairs), "searching intervals"), sources, strict=True):
-        pair = pairs[site]
+    for _, (site, source) in zip(track(list(sought), "searching intervals"), sources, strict=True):
+        pair = sought[site]
         operands = (pair.left, pair.right)
         quantizers = tuple(q if _searchable(q := plan.get(o.address), o) else None for o in operands)
         states = tuple(None if q is None else qstate[o.address] for q, o in zip(quantizers, operands, strict=True))
@@ -120,11 +120,8 @@ def searched(
 
 def _pairs(plan: Plan, known: Sites, objective: Objective) -> dict[str, Pair]:
     """Products with a quantised operand, in order; the attention map beside scores whose ranking looks at it."""
-    both: dict[str, list[Operand]] = {}
-    for o in known.values():
-        both.setdefault(o.site, []).append(o)
     found = {}
-    for site, (left, right) in both.items():
+    for site, (left, right) in pairs(known).items():
         if left.address in plan or right.address in plan:
             look = objective.ranking is not None and objective.ranking.at == "softmax" and left.role == "q"
             beside = known[f"{site.rpartition('/')[0]}/pv.p"] if look else None
@@ -147,13 +144,11 @@ def _weight(params: Any, o: Operand, plan: Plan, qstate: Mapping[str, State]) ->
     """The weight, and where it is quantised but not searched what its quantiser makes of it, by its name in a chunk."""
     if o.path is None:
         return None, {}
-    leaf = params
-    for key in o.path:
-        leaf = leaf[key]
+    weight = leaf(params, o)
     q = plan.get(o.address)
     if q is None or _searchable(q, o):
-        return leaf, {}
-    return leaf, {f"{o.role}^": np.asarray(q.apply(qstate[o.address], jnp.asarray(leaf), o.letters))}
+        return weight, {}
+    return weight, {f"{o.role}^": np.asarray(q.apply(qstate[o.address], weight, o.letters))}
 
 
 def _plain(found: Found) -> dict[str, Any]:

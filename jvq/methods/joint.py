@@ -14,11 +14,12 @@ from jvq.accounting import BETA, costs, pairs
 from jvq.core.calibrate import Fitted, Track, calibrate_all, silent
 from jvq.core.quantizer import Quantizer
 from jvq.core.recipe import Forward, Operand, Plan, Sites
+from jvq.methods.allocation import grouped_as
 from jvq.methods.budget import check, choose
 from jvq.methods.minmax import is_edge
 from jvq.methods.sensitivity import Journal, sweep
 from jvq.quantizers import Grouped
-from jvq.quantizers.grouped import cut, indices
+from jvq.quantizers.grouped import cut
 
 
 class Offer(NamedTuple):
@@ -91,13 +92,7 @@ def _candidates(wide: Sequence[Quantizer | None], o: Operand, groups: Sequence[i
     assert all(q is not None for q in wide), f"{o.address} is float at some widths"
     if not isinstance(wide[0], Grouped):
         return [q for q in wide if q is not None]
-    points, length = indices(wide[0].along, o.letters, o.shape), max(groups)
-    fitting = [g for g in sorted(set(groups)) if g <= points]
-    if not fitting:
-        raise ValueError(
-            f"method.candidates: the least is {min(groups)}, but {o.address} has only {points} indices to group"
-        )
-    return [dataclasses.replace(w, groups=g, capacity=length) for w in wide for g in fitting]  # type: ignore[type-var]
+    return [q for w in wide if isinstance(w, Grouped) for q in grouped_as(w, groups, o, max(groups))]
 
 
 def _offer(q: Quantizer) -> Offer:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jvq.core.dot import packed_dot, quantized, recording
 from jvq.core.quantizer import Quantizer, State
-from jvq.core.recipe import Forward, Plan, Sites
+from jvq.core.recipe import Forward, Plan, Sites, forms
 from jvq.methods.bias import bias_of
 
 Looked = Literal["map", "scores", "output"]
@@ -80,7 +80,7 @@ def omegas(
     found = modules(known)
     norms = {m.name: 0.0 for m in found}
     errors = {m.name: np.zeros(len(states)) for m in found}
-    static = tuple((a, q.form) for m in found for a in m.addresses if (q := plan.get(a)) is not None)
+    static = forms({a: plan[a] for m in found for a in m.addresses if a in plan})
     norm_at, error_at = (tuple((m.name, m.looked(at)) for m in found) for at in looked)
     entries = tuple(f"{m.name}/{INPUT[m.kind]}" for m in found)
     biases = {m.name: bias_of(params, known, f"{m.name}/fc2") for m in found if m.kind == "mlp"}

@@ -121,7 +121,13 @@ def sweep_modules(
     number = {a: i for i, addresses in enumerate(modules.values()) for a in addresses}
 
     @jax.jit
-    def probe(params: Any, x: jax.Array, at: Int[Array, ""], state: Mapping[str, State]) -> Float[Array, ""]:
+    def reference(params: Any, x: jax.Array) -> jax.Array:
+        return forward(params, x, packed_dot())
+
+    @jax.jit
+    def probe(
+        params: Any, x: jax.Array, plain: jax.Array, at: Int[Array, ""], state: Mapping[str, State]
+    ) -> Float[Array, ""]:
         def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
             letters, _ = axes.split(equation)
             through = {}
@@ -136,14 +142,16 @@ def sweep_modules(
                     through[role] = jax.lax.cond(at == number[address], changed, lambda v=value: v)
             return float_dot(site, equation, **through)
 
-        return divergence(forward(params, x, packed_dot()), forward(params, x, packed_dot(dot))).sum()
+        return divergence(plain, forward(params, x, packed_dot(dot))).sum()
 
+    batches = [jnp.asarray(images[k : k + batch]) for k in range(0, len(images), batch)]
+    plain = [reference(params, x) for x in batches]
     sums = {name: np.zeros(len(states)) for name in modules}
     for i, name in track([*enumerate(modules)], "sensitivity of modules"):
         for j, state in enumerate(states):
             mine = {a: state[a] for a in number if a in plan}
-            for k in range(0, len(images), batch):
-                sums[name][j] += float(probe(params, jnp.asarray(images[k : k + batch]), jnp.int32(i), mine))
+            for x, y in zip(batches, plain, strict=True):
+                sums[name][j] += float(probe(params, x, y, jnp.int32(i), mine))
     return {name: (total / len(images)).tolist() for name, total in sums.items()}
 
 
