@@ -62,6 +62,17 @@ def fits(source: Source, model: Model, preprocess: Preprocess, training: bool = 
         raise ValueError(f"data: {source.name} has images without a label, which training needs")
 
 
+def teacher_of(name: str, preprocess: Preprocess, classes: int) -> Checkpoint:
+    """The float model to learn from. ``ValueError`` where its images or its classes are not the student's."""
+    known = open_weights(name)
+    what = f"method.teacher '{name}'"
+    if Preprocess.from_dict(known.preprocess) != preprocess:
+        raise ValueError(f"{what} sees images prepared by {known.preprocess}, the student by {preprocess.to_dict()}")
+    if known.model.spec.classes != classes:
+        raise ValueError(f"{what} knows {known.model.spec.classes} classes, the student {classes}")
+    return known
+
+
 def first(loader: Loader, count: int) -> np.ndarray:
     """The first ``count`` images that can be read [n y x c]."""
     parts, held = [], 0

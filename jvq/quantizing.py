@@ -9,6 +9,7 @@ from jvq import accounting, evaluate_maps, inspection
 from jvq.config import Run
 from jvq.core.calibrate import Fitted
 from jvq.data import sample
+from jvq.fitting import Material, fitted_row
 from jvq.opening import data_of, described, opened, warnings_of
 from jvq.report import Console
 from jvq.rows import Frozen, Row, apart, draw, fitted_checkpoint, float_row, plans, scored, task_of
@@ -25,19 +26,15 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         drawn = sample(train, loader.preprocess, cfg.data.calibration, cfg.seed)
     with stages.stage("evaluate"):
         reference, plain = float_row(checkpoint, known, loader, console)
-    forward, params, table = checkpoint.model.forward, checkpoint.params, [plain]
+    forward, table = checkpoint.model.forward, [plain]
     task, outputs = task_of(checkpoint.model), {"float": reference}
     batch = jnp.asarray(next(iter(loader))["image"])
     fits: dict[str, tuple[Row, Fitted]] = {}
+    material = Material(checkpoint, known, drawn.images, train, loader.preprocess, workdir, console)
     for row in compared:
         with stages.stage("fit"):
             console.say(f"{row.name}: fitting {len(row.plan)} quantisers on {len(drawn.images)} images")
-            journal = row.journal(workdir, params, drawn.images)
-            if journal is not None and journal.resumed:
-                console.say(f"{row.name}: {journal.resumed} measurements taken from {journal.path}")
-            fit = row.method.fit(
-                row.options, forward, params, drawn.images, row.plan, known, track=console.track, journal=journal
-            )
+            fit = fitted_row(row, material)
             row = row.planned(fit.plan)
             fits[row.name] = row, fit
         with stages.stage("freeze"):

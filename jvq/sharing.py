@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from jvq.core.calibrate import Fitted, Track, calibrate_all
-from jvq.core.recipe import Plan, Sites, forms
+from jvq.core.calibrate import Fitted, calibrate_all
+from jvq.core.recipe import Plan, forms
+from jvq.fitting import Material, fitted_row
 from jvq.models.weights import Checkpoint
 from jvq.quantizers import Grouped
 from jvq.quantizers.grouped import cut, padded
@@ -25,25 +24,20 @@ def most_groups(plans: Iterable[Plan]) -> int:
     return max((q.groups for plan in plans for q in plan.values() if isinstance(q, Grouped)), default=1)
 
 
-def fitted(
-    plans: Plans, checkpoint: Checkpoint, images: np.ndarray, known: Sites, workdir: Path, track: Track
-) -> dict[Key, Fitted]:
+def fitted(plans: Plans, material: Material) -> dict[Key, Fitted]:
     """Every row fitted; rows that only calibrate, on float activations, share the passes."""
-    forward, params = checkpoint.model.forward, checkpoint.params
+    forward, params = material.checkpoint.model.forward, material.checkpoint.params
     simple = {key: row for key, row in plans.items() if row.method.calibrates(row.options)}
     length = most_groups(row.plan for row in simple.values())
     wide = [{a: _with_places(q, length) for a, q in row.plan.items()} for row in simple.values()]
-    states = calibrate_all(forward, params, images, wide, known, track=track)
+    states = calibrate_all(forward, params, material.images, wide, material.known, track=material.console.track)
     found = {}
     for (key, row), state in zip(simple.items(), states, strict=True):
         own = {a: cut(state[a], q.groups) if isinstance(q, Grouped) else state[a] for a, q in row.plan.items()}
         found[key] = Fitted(row.plan, own)
     for key, row in plans.items():
         if key not in simple:
-            journal = row.journal(workdir, params, images)
-            found[key] = row.method.fit(
-                row.options, forward, params, images, row.plan, known, track=track, journal=journal
-            )
+            found[key] = fitted_row(row, material)
     return found
 
 

@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jvq import accounting
 from jvq.config import Run
 from jvq.core.recipe import sites
 from jvq.data import Preprocess, open_source, train_batches
-from jvq.data.augment import flip_and_shift
+from jvq.data.augment import preparation
 from jvq.methods import METHODS, supervised
 from jvq.models import Model, build
-from jvq.models.weights import Checkpoint, open_weights, save
-from jvq.opening import data_of, described, fits, loader_of, warnings_of
+from jvq.models.weights import Checkpoint, save
+from jvq.opening import data_of, described, fits, loader_of, teacher_of, warnings_of
 from jvq.report import Console
 from jvq.rows import float_row
 from jvq.stages import Stages
@@ -48,7 +46,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         images = getattr(train, "images", None)  # in memory: gathered as they are where nothing has to be resized
         crop = None if images is not None and preprocess.is_arithmetic(images.shape[1:]) else preprocess
         stream = train_batches(train, options.batch, cfg.seed, options.epochs, crop)
-        prepare = _prepare(preprocess, options)
+        prepare = preparation(preprocess, options.shift)
         params = supervised.train(
             options,
             model.heads,
@@ -86,12 +84,7 @@ def _teacher(options: Any, model: Model, preprocess: Preprocess) -> Any:
     """``teacher(images [b y x c]) -> logits [b o]`` of the weights that the options name, or None."""
     if not options.teacher:
         return None
-    known = open_weights(options.teacher)
-    name, spec = f"method.teacher '{options.teacher}'", known.model.spec
-    if Preprocess.from_dict(known.preprocess) != preprocess:
-        raise ValueError(f"{name} sees images prepared by {known.preprocess}, the student by {preprocess.to_dict()}")
-    if spec.classes != model.spec.classes:
-        raise ValueError(f"{name} knows {spec.classes} classes, the student {model.spec.classes}")
+    known = teacher_of(options.teacher, preprocess, model.spec.classes)
     return lambda images: known.model.forward(known.params, images)
 
 
@@ -101,15 +94,3 @@ def _preprocess(fields: Mapping[str, Any]) -> Preprocess:
         return Preprocess.from_dict(fields)
     except TypeError as error:
         raise ValueError(f"config: preprocess cannot be read: {error}") from None
-
-
-def _prepare(preprocess: Preprocess, options: Any) -> Any:
-    """``prepare(key, uint8 images [b y x c])``: augmented and normalised, for use inside a jitted step."""
-    mean = np.asarray(preprocess.mean, np.float32).reshape(1, 1, 1, -1)
-    std = np.asarray(preprocess.std, np.float32).reshape(1, 1, 1, -1)
-
-    def prepare(key: jax.Array, images: jax.Array) -> jax.Array:
-        moved = flip_and_shift(key, images, options.shift).astype(jnp.float32)
-        return (moved / 255.0 - mean) / std
-
-    return prepare

@@ -16,7 +16,7 @@ from jvq.core.quantizer import Quantizer
 from jvq.core.recipe import resolve, sites
 from jvq.methods import METHODS
 from jvq.models import ARCHITECTURES, build
-from jvq.quantizers import Dynamic, Grouped, StaticGrouped, Uniform
+from jvq.quantizers import Dynamic, Grouped, Learned, StaticGrouped, Uniform
 
 QUANTIZERS = [getattr(jvq.quantizers, name) for name in jvq.quantizers.__all__]
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -113,6 +113,13 @@ VARIED = {
         dict(mstep="mean", statistics="pooled"),
         dict(ladder=True),
         dict(groups=3, capacity=9),
+    ],
+    Learned: [
+        dict(keep="d"),
+        dict(signed=False, offset=True),
+        dict(start="released"),
+        dict(heads=4, keep="h"),
+        dict(gradient="l1"),
     ],
     StaticGrouped: [dict(along="n"), dict(grouping="kmeans"), dict(bounds="mse"), dict(nonnegative=True)],
 }

@@ -1,16 +1,20 @@
 """What rows of a table share changes none of them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jvq import evaluate, rows, sharing
-from jvq.core.calibrate import calibrate, silent
+from jvq.core.calibrate import calibrate
 from jvq.core.recipe import sites
+from jvq.fitting import Material
 from jvq.methods import igq
 from jvq.models import build
 from jvq.models.weights import Checkpoint
+from jvq.report import Console
 
 TINY = {"image": (8, 8), "channels": 1, "patch": 4, "dim": 16, "depth": 1, "heads": 2, "classes": 3}
 OPTIONS = {
@@ -36,7 +40,9 @@ def found(tiny, tmp_path_factory):
         ("W4A4", name): rows.Row(name, igq, options, rows.planned("igq", options, "", known))
         for name, options in OPTIONS.items()
     }
-    return plans, sharing.fitted(plans, checkpoint, images, known, tmp_path_factory.mktemp("journals"), silent)
+    workdir, console = tmp_path_factory.mktemp("journals"), Console(quiet=True)
+    nothing: Any = None  # nothing here is trained
+    return plans, sharing.fitted(plans, Material(checkpoint, known, images, nothing, nothing, workdir, console))
 
 
 def test_rows_fitted_together_are_as_fitted_alone(tiny, found):

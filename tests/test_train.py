@@ -3,13 +3,19 @@
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvq.train import Schedule, fit
+from jvq.checkpoints import Keeper
+from jvq.metrics import Log
+from jvq.schedule import Schedule
+from jvq.train import Objective, averaged, fit, run
 
 KEY = jax.random.key(3)
 
@@ -157,3 +163,154 @@ def test_updates_are_adamws_and_only_kernels_decay(clip, rng):
         np.testing.assert_allclose(got[name], value, rtol=2e-5, atol=2e-6, err_msg=str(name))
     undecayed = adamw(flat(params), flat(slopes), Schedule(5, 0.1, 0.4, 0.0, clip))
     assert not np.allclose(got[DECAYED], undecayed[DECAYED], atol=1e-3)
+
+
+def quadratic(trained, fixed, batch, key):
+    """Squared distance of "kernel" from each row of the batch, plus what is fixed; noise from the key."""
+    noise = jax.random.normal(key, ()) * 0.01
+    return jnp.square(trained["kernel"] - batch["x"] + noise).mean() + fixed, {"noise": noise}
+
+
+def rows(count, n=8):
+    rng = np.random.default_rng(1)
+    return [{"x": rng.normal(1, 1, (n, 3)).astype(np.float32)} for _ in range(count)]
+
+
+BEGIN = {"kernel": jnp.zeros((1, 3)), "q": {"w": {"scale": jnp.ones(()), "low": jnp.float32(-2)}}}
+
+
+def trained_by(objective, steps=6, devices=None, **changes):
+    schedule = Schedule(steps, learning_rate=0.1, **{"warmup": 0.0, "clip": None, **changes})
+    return run(objective, BEGIN, lambda start: rows(steps)[start:], schedule, KEY, devices=devices)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "lamb"])
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(rule):
+    def still(trained, fixed, batch, key):
+        return jnp.square(trained["kernel"] - batch["x"]).mean(), {}
+
+    whole, parts = (trained_by(Objective(still), rule=rule, accumulate=n).trained for n in (1, 4))
+    np.testing.assert_allclose(parts["kernel"], whole["kernel"], rtol=1e-5)
+    assert float(jnp.abs(whole["kernel"]).min()) > 0.05
+
+
+def test_rows_that_do_not_go_into_the_parts_are_an_error():
+    with pytest.raises(ValueError, match=r"\{8\} rows cannot be split into 3 equal parts"):
+        trained_by(Objective(quadratic, jnp.float32(0)), accumulate=3)
+
+
+def test_the_moving_average_is_that_of_the_parameters():
+    def watch(trained, carried, step):
+        return trained, carried.at[step].set(trained["kernel"]), {}
+
+    watched = Objective(quadratic, jnp.float32(0), after=watch, carried=jnp.zeros((4, 1, 3)))
+    progress = trained_by(watched, steps=4, ema=0.5)
+    average = np.zeros((1, 3))
+    for kernel in np.asarray(progress.carried):
+        average = 0.5 * average + 0.5 * kernel
+    np.testing.assert_allclose(averaged(progress)["kernel"], average, rtol=1e-5)
+    assert averaged(trained_by(watched, steps=4))["kernel"].tolist() == progress.trained["kernel"].tolist()
+
+
+def test_a_regularizer_adds_its_gradient_and_its_share_is_logged(tmp_path):
+    def pull(trained, step):
+        return 0.5 * jnp.square(trained["kernel"] - 3).sum(), {"at": step}
+
+    def flat(trained, fixed, batch, key):
+        return (2.0 * trained["kernel"]).sum(), {}
+
+    log = tmp_path / "log.jsonl"
+    schedule = Schedule(1, learning_rate=0.1, warmup=0.0, clip=None)
+    run(Objective(flat, regularizer=pull), BEGIN, lambda s: rows(1), schedule, KEY, log=Log(log), every=1)
+    (line,) = [json.loads(text) for text in log.read_text().splitlines()]
+    assert line["rho"] == pytest.approx(3 / 2), "both over the kernel alone"
+    assert line["regularizer"] == pytest.approx(0.5 * 27)
+    assert line["at"] == 0
+
+
+def test_what_follows_an_update_sees_and_changes_it():
+    def after(trained, carried, step):
+        return {**trained, "kernel": jnp.maximum(trained["kernel"], 0.5)}, carried + 1, {}
+
+    progress = trained_by(Objective(quadratic, jnp.float32(0), after=after, carried=jnp.int32(0)))
+    assert float(progress.trained["kernel"].min()) >= 0.5
+    assert (int(progress.carried), int(progress.step), bool(progress.failed)) == (6, 6, False)
+
+
+def test_constants_of_a_quantiser_stay():
+    def pulls(trained, fixed, batch, key):
+        return trained["q"]["w"]["low"] * 3 + trained["q"]["w"]["scale"] + trained["kernel"].sum(), {}
+
+    found = trained_by(Objective(pulls), weight_decay=0.1).trained["q"]["w"]
+    assert float(found["low"]) == -2
+    assert float(found["scale"]) < 0.9
+
+
+def test_interrupted_and_resumed_is_uninterrupted(tmp_path):
+    objective = Objective(quadratic, jnp.float32(0))
+    schedule, begun = Schedule(9, learning_rate=0.1, ema=0.9), []
+
+    def stream(start, end=9):
+        begun.append(start)
+        yield from rows(9)[start:end]
+        if end < 9:
+            raise KeyboardInterrupt
+
+    whole = run(objective, BEGIN, stream, schedule, KEY, log=Log(tmp_path / "whole.jsonl"), every=1)
+    keeper = Keeper(tmp_path / "kept", {}, every=2)
+    log = tmp_path / "torn.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(objective, BEGIN, lambda s: stream(s, 5), schedule, KEY, keeper=keeper, log=Log(log), every=1)
+    keeper.close()
+    keeper = Keeper(tmp_path / "kept", {}, every=2)
+    again = run(objective, BEGIN, stream, schedule, KEY, keeper=keeper, log=Log(log), every=1)
+    keeper.close()
+    assert begun == [0, 0, 4]
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+    lines = [
+        [json.loads(t) for t in (tmp_path / f"{name}.jsonl").read_text().splitlines()] for name in ("whole", "torn")
+    ]
+    for a, b in zip(*lines, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_names_the_parameter():
+    def root(trained, fixed, batch, key):
+        return jnp.sqrt(trained["kernel"]).sum(), {}
+
+    with pytest.raises(ValueError, match=r"step 1: the loss is 0\.0.*the gradient of kernel; lower"):
+        trained_by(Objective(root))
+
+
+TWO = """
+import jax, jax.numpy as jnp, numpy as np
+from jvq.checkpoints import Keeper
+from jvq.metrics import Log
+from jvq.schedule import Schedule
+from jvq.train import Objective, run
+
+def loss(trained, fixed, batch, key):
+    return jnp.square(batch["x"] @ trained["kernel"] - batch["y"]).mean(), {}
+
+def batches(start):
+    for i in range(start, 5):
+        rng = np.random.default_rng(i)
+        yield {n: rng.normal(size=(8, 4)).astype(np.float32) for n in "xy"}
+
+assert len(jax.devices()) == 2
+KEY = jax.random.key(0)
+found = [
+    run(Objective(loss), {"kernel": jnp.zeros((4, 4))}, batches, Schedule(5, accumulate=a), KEY, devices=n)
+    for n, a in ((1, 1), (2, 1), (2, 2))
+]
+assert len(found[1].trained["kernel"].sharding.device_set) == 2
+for other in found[1:]:
+    np.testing.assert_allclose(other.trained["kernel"], found[0].trained["kernel"], rtol=1e-5, atol=1e-7)
+print("same")
+"""
+
+
+def test_two_devices_train_as_one():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([sys.executable, "-c", TWO], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "same", done.stderr

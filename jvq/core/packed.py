@@ -48,7 +48,9 @@ class Packed:
 
     @classmethod
     def of(cls, codes: Codes, bits: int) -> "Packed":
-        """The packed form of ``codes``."""
+        """The packed form of ``codes``, which have no offset: a weight's quantiser has none."""
+        if codes.offset is not None:
+            raise ValueError("a weight with an offset cannot be packed: use a quantiser without one")
         return cls(pack_bits(codes.codes, bits), codes.scale, codes.zero, tuple(codes.codes.shape))
 
     @property

@@ -24,15 +24,19 @@ class Overhead(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """A quantised operand: ``scale * (codes - zero)`` is its value; scale and zero broadcast against the codes."""
+    """A quantised operand: ``scale * (codes - zero) + offset`` is its value; all broadcast against the codes."""
 
     codes: jax.Array  # integers in [0, 2**bits - 1]
     scale: jax.Array  # float32
     zero: jax.Array  # int32
+    offset: jax.Array | None = (
+        None  # float32; None: 0. Through a product it is one more bias: offset * sum of the weights
+    )
 
     def decode(self) -> jax.Array:
         """The operand's value, float32."""
-        return self.scale * (self.codes.astype("int32") - self.zero).astype("float32")
+        value = self.scale * (self.codes.astype("int32") - self.zero).astype("float32")
+        return value if self.offset is None else value + self.offset
 
 
 @runtime_checkable

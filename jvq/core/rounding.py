@@ -1,9 +1,11 @@
 """Rounding with gradients: the only ``custom_vjp`` of the project.
 
-Two rules. :func:`round_ste` passes gradients straight through (Bengio et al. 2013). :func:`fake_quantize` is the
-uniform quantiser with a learnable scale (LSQ, Esser et al. 2020, eqs. 1-3) and a learnable zero point (LSQ+, Bhalgat
-et al. 2020).
+Three rules. :func:`round_ste` passes gradients straight through (Bengio et al. 2013). :func:`fake_quantize` is the
+uniform quantiser of codes from 0 with a zero point, a whole number. :func:`learned_quantize` is the one with a learned
+scale (LSQ, Esser et al. 2020, eqs. 1-3) and a learned real offset (LSQ+, Bhalgat et al. 2020).
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,3 +81,52 @@ def _sum_to(x: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "...
 
 
 fake_quantize.defvjp(_forward, _backward)
+
+
+def learned_codes(
+    x: Float[Array, "..."], scale: Float[Array, "..."], offset: Float[Array, "..."], low: Any, high: Any
+) -> Float[Array, "..."]:
+    """The signed codes ``clip(round((x - offset) * (1 / scale)), low, high)`` as whole float32 numbers."""
+    return jnp.clip(jnp.round((x.astype(jnp.float32) - offset) * (1.0 / scale)), low, high)
+
+
+@jax.custom_vjp
+def learned_quantize(
+    x: Float[Array, "..."],
+    scale: Float[Array, "..."],
+    offset: Float[Array, "..."],
+    low: Float[Array, ""],
+    high: Float[Array, ""],
+    gradient_scale: Float[Array, "..."],
+) -> Float[Array, "..."]:
+    """``scale * codes + offset`` in the dtype of ``x``, codes ``low`` to ``high`` (spec of VVTQ, sections 1.1 and 1.2).
+
+    ``scale``, ``offset`` and ``gradient_scale`` have the rank of ``x`` (length 1 where shared). Gradients, with
+    ``u = (x - offset) / scale``: ``x`` strictly inside the range passes through, elsewhere it is cut off; ``scale``
+    gets ``round(u) - u`` inside, ``low`` and ``high`` at and beyond the ends, times ``gradient_scale``; ``offset``
+    gets 1 at and beyond the ends, unscaled (as released).
+    """
+    return (scale * learned_codes(x, scale, offset, low, high) + offset).astype(x.dtype)
+
+
+def _learned_forward(x, scale, offset, low, high, gradient_scale):
+    return learned_quantize(x, scale, offset, low, high, gradient_scale), (x, scale, offset, low, high, gradient_scale)
+
+
+def _learned_backward(residuals, g):
+    x, scale, offset, low, high, gradient_scale = residuals
+    steps = (x.astype(jnp.float32) - offset) * (1.0 / scale)
+    inside = (steps > low) & (steps < high)
+    upstream = g.astype(jnp.float32)
+    to_scale = upstream * (jnp.clip(jnp.round(steps), low, high) - jnp.where(inside, steps, 0.0))
+    return (
+        jnp.where(inside, g, jnp.zeros_like(g)),
+        _sum_to(to_scale, scale.shape) * gradient_scale,
+        _sum_to(jnp.where(inside, 0.0, upstream), offset.shape),
+        jnp.zeros_like(low),
+        jnp.zeros_like(high),
+        jnp.zeros_like(gradient_scale),
+    )
+
+
+learned_quantize.defvjp(_learned_forward, _learned_backward)

@@ -1,15 +1,19 @@
 """Labelled images: sources, the preprocessing that a checkpoint expects, and batches."""
 
+from jvq.data.crops import CropPolicy, cut
 from jvq.data.folder import ImageFolder
 from jvq.data.loader import Batch, Loader, Sample, batches, sample, train_batches
 from jvq.data.photos import Photos
 from jvq.data.records import CorruptImage, InMemory, Record, Records, Source
+from jvq.data.soft_labels import CropBatch, SoftLabels, crop_batches, passes, recover, steps, write
 from jvq.data.sources import Fashion, Npz, Tfds, open_source
 from jvq.data.transforms import Preprocess
 
 __all__ = [
     "Batch",
     "CorruptImage",
+    "CropBatch",
+    "CropPolicy",
     "Fashion",
     "ImageFolder",
     "InMemory",
@@ -20,10 +24,17 @@ __all__ = [
     "Record",
     "Records",
     "Sample",
+    "SoftLabels",
     "Source",
     "Tfds",
     "batches",
+    "crop_batches",
+    "cut",
     "open_source",
+    "passes",
+    "recover",
     "sample",
+    "steps",
     "train_batches",
+    "write",
 ]

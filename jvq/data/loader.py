@@ -110,14 +110,14 @@ def sample(source: Source, preprocess: Preprocess, count: int, seed: int) -> Sam
 
 
 def train_batches(
-    source: Source, batch_size: int, seed: int, epochs: int, preprocess: Preprocess | None = None
+    source: Source, batch_size: int, seed: int, epochs: int, preprocess: Preprocess | None = None, start: int = 0
 ) -> Iterator[Records]:
     """Iterates ``{"image": uint8 [b,y,x,c], "label": int32 [b]}``, reshuffled every epoch, its remainder dropped.
 
     Augmentation and normalisation are the training step's; ``preprocess``, where given, only resizes and crops, which
-    images of different sizes need. The same arguments give the same stream. Raises ``ValueError`` where the images
-    still differ in size or a batch is larger than the source, and ``CorruptImage`` where one cannot be read: training
-    does not go on quietly without it.
+    images of different sizes need. The same arguments give the same stream; ``start`` leaves out so many batches of
+    it. Raises ``ValueError`` where the images still differ in size or a batch is larger than the source, and
+    ``CorruptImage`` where one cannot be read: training does not go on quietly without it.
     """
     if not 1 <= batch_size <= len(source):
         raise ValueError(f"train_batches: batch_size must be 1 to {len(source)} ('{source.name}'), got {batch_size}")
@@ -128,7 +128,7 @@ def train_batches(
     threads = 0 if isinstance(source, Gathers) else THREADS
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     indices = grain.MapDataset.range(len(source)).shuffle(spread).batch(batch_size, drop_remainder=True).repeat(epochs)
-    return iter(indices.map(lambda rows: _gather(source, preprocess, rows)).to_iter_dataset(options))
+    return iter(indices[start:].map(lambda rows: _gather(source, preprocess, rows)).to_iter_dataset(options))
 
 
 def _read(

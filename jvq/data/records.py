@@ -50,6 +50,36 @@ class Gathers(Source, Protocol):
     def __getitems__(self, indices: Int[np.ndarray, " b"], /) -> Records: ...
 
 
+class Part:
+    """The images ``start`` to ``stop`` of a source."""
+
+    def __init__(self, source: Source, start: int, stop: int) -> None:
+        self.source, self.start, self.stop = source, start, stop
+        self.name, self.classes = f"{source.name}[{start}:{stop}]", source.classes
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, i: int) -> Record:
+        return self.source[self.start + range(len(self))[i]]
+
+
+class GatheredPart(Part):
+    """The same of a source whose images lie in memory."""
+
+    source: Gathers
+
+    def __getitems__(self, indices: Int[np.ndarray, " b"]) -> Records:
+        return self.source.__getitems__(self.start + indices)
+
+
+def part(source: Source, start: int, stop: int) -> Source:
+    """The images ``start`` to ``stop`` of a source, as a source; itself where these are all."""
+    if (start, stop) == (0, len(source)):
+        return source
+    return GatheredPart(source, start, stop) if isinstance(source, Gathers) else Part(source, start, stop)
+
+
 class InMemory:
     """A source over ``images`` uint8 [n,y,x,c] and ``labels`` int32 [n]."""
 

@@ -71,7 +71,7 @@ class Preprocess:
         """The image uint8 [y,x,c] with the right channels, resized and cropped to ``size``, not normalised."""
         if self.is_arithmetic(image.shape):
             return image
-        image = _with_channels(image, self.channels)
+        image = with_channels(image, self.channels)
         if self.resize is not None:
             image = _resize_short_side(image, self.resize, FILTERS[self.interpolation])
         return _centre(image, self.size)
@@ -102,7 +102,8 @@ class Preprocess:
         return cls((y, x), values["resize"], values["interpolation"], mean, std)
 
 
-def _with_channels(image: UInt8[np.ndarray, "y x c"], channels: int) -> UInt8[np.ndarray, "y x c2"]:
+def with_channels(image: UInt8[np.ndarray, "y x c"], channels: int) -> UInt8[np.ndarray, "y x c2"]:
+    """The image uint8 [y,x,c] as grey (1 channel, by luma) or RGB (3); ``ValueError`` where it is neither."""
     if image.shape[-1] == channels:
         return image
     if image.shape[-1] == 1:

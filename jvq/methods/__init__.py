@@ -2,8 +2,8 @@
 
 from types import ModuleType
 
-from jvq.methods import igq, liu21, minmax, supervised
+from jvq.methods import igq, liu21, minmax, supervised, vvtq
 
-METHODS: dict[str, ModuleType] = {"igq": igq, "liu21": liu21, "minmax": minmax, "supervised": supervised}
+METHODS: dict[str, ModuleType] = {"igq": igq, "liu21": liu21, "minmax": minmax, "supervised": supervised, "vvtq": vvtq}
 
-__all__ = ["METHODS", "igq", "liu21", "minmax", "supervised"]
+__all__ = ["METHODS", "igq", "liu21", "minmax", "supervised", "vvtq"]

@@ -15,7 +15,8 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from jvq.quantizers.uniform import check_choice
-from jvq.train import Schedule, fit
+from jvq.schedule import Schedule
+from jvq.train import fit
 
 DISTILLATIONS = ("hard", "soft")
 

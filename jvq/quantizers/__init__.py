@@ -1,7 +1,8 @@
 """Quantisers: frozen dataclasses with pure functions; one family a file."""
 
 from jvq.quantizers.grouped import Grouped
+from jvq.quantizers.learned import Learned
 from jvq.quantizers.static_groups import StaticGrouped
 from jvq.quantizers.uniform import Dynamic, Uniform
 
-__all__ = ["Dynamic", "Grouped", "StaticGrouped", "Uniform"]
+__all__ = ["Dynamic", "Grouped", "Learned", "StaticGrouped", "Uniform"]

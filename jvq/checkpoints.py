@@ -1,0 +1,107 @@
+"""Checkpoints of a training run, by orbax: written beside the training, whole or not at all; the latest and the best.
+
+What a checkpoint is of (model, recipe, data, options) stands beside it, and a run that is something else is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+ABOUT = "about.json"  #: what the checkpoints are of
+STEPS = "steps"  #: folder of orbax's
+SHOWN = 6  #: differences that an error names
+
+
+class Keeper:
+    """The checkpoints of one run in one folder: the two latest and, where they are ``scored``, the one of the best.
+
+    ``about`` says what is trained, in JSON values. A folder of something else raises ``ValueError`` with what differs.
+    A save that was interrupted leaves the earlier checkpoints as they were.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], every: int = 500, *, scored: bool = False) -> None:
+        import orbax.checkpoint as ocp  # takes seconds, so only who trains pays
+        from orbax.checkpoint import checkpoint_managers as policies
+
+        if every < 1:
+            raise ValueError(f"checkpoints: every {every} steps, must be at least 1")
+        self.folder, self.every, self.scored = folder.resolve(), every, scored
+        _claim(self.folder, about)
+        kept: list[Any] = [policies.LatestN(n=2)]
+        if scored:
+            kept.append(policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            best_fn=_score if scored else None,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+        )
+        self.args = ocp.args
+        self.manager = ocp.CheckpointManager(self.folder / STEPS, options=options)
+
+    def save(self, step: int, tree: Any, score: float | None = None) -> None:
+        """Keeps ``tree`` as it is at ``step``; returns as soon as the arrays are copied."""
+        metrics = None if score is None else {"score": float(score)}
+        self.manager.save(step, args=self.args.StandardSave(tree), metrics=metrics)
+
+    def restored(self, like: Any, step: int | None = None) -> Any:
+        """The tree of the latest checkpoint, or of ``step``, in the form of ``like``; ``like`` where there is none."""
+        step = self.manager.latest_step() if step is None else step
+        if step is None:
+            return like
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding(x)), like)
+        return self.manager.restore(step, args=self.args.StandardRestore(shapes))
+
+    def best(self) -> int | None:
+        """The step of the highest score; None where there are none."""
+        return self.manager.best_step() if self.scored else None
+
+    def last(self) -> Path | None:
+        """The folder of the latest whole checkpoint."""
+        self.wait()
+        step = self.manager.latest_step()
+        return None if step is None else self.folder / STEPS / str(step)
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Ends the threads that write."""
+        self.manager.close()
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics["score"]
+
+
+def _sharding(x: Any) -> Any:
+    return x.sharding if isinstance(x, jax.Array) else None
+
+
+def _claim(folder: Path, about: Mapping[str, Any]) -> None:
+    """Writes what the checkpoints are of, or compares. ``ValueError``: they are of something else."""
+    path, wanted = folder / ABOUT, json.loads(json.dumps(about))
+    if path.exists():
+        stored = json.loads(path.read_text())
+        changed = differences(stored, wanted)
+        if changed:
+            more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+            raise ValueError(f"checkpoints in {folder} are of another run: {'; '.join(changed[:SHOWN])}{more}")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(ABOUT + ".part")
+    part.write_text(json.dumps(wanted, indent=1))
+    part.replace(path)
+
+
+def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
+    """What differs between two trees of JSON values, a line each: ``method.bits: stored 4, wanted 3``."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        keys = list(dict.fromkeys([*stored, *wanted]))
+        parts = [differences(stored.get(k), wanted.get(k), f"{name}.{k}" if name else k) for k in keys]
+        return [line for part in parts for line in part]
+    return [] if stored == wanted else [f"{name}: stored {stored!r}, wanted {wanted!r}"]

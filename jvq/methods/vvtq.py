@@ -1,0 +1,324 @@
+"""VVTQ: variation-aware training of quantised ViTs (Huang et al. 2024), and LSQ as its baseline.
+
+Learned scales (module by module: query, key and value apart, heads apart), distillation, and a regulariser against
+oscillating weights. Presets: ``released`` is what the authors' code does, ``paper`` what the paper describes, ``lsq``
+the baseline without either; our defaults are what won on the embedded models (configs/vvtq_ablation.py).
+"""
+
+import dataclasses
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from jvq.core.axes import ordered
+from jvq.core.calibrate import Fitted, Track, calibrate, leaf, silent
+from jvq.core.quantizer import Quantizer
+from jvq.core.recipe import Forward, Operand, Plan, Recipe, Sites
+from jvq.methods import minmax, oscillation
+from jvq.methods.bins import AGGREGATES, VARIANCES, Aggregate, Variance, bin_loss, strength
+from jvq.methods.minmax import at, edge_words, edges, is_edge, outputs, width, widths
+from jvq.quantizers import Learned
+from jvq.quantizers.learned import GRADIENTS, STARTS, Gradient, Start
+from jvq.quantizers.uniform import check_choice
+from jvq.schedule import Rule, Schedule
+
+Granularity = Literal["tensor", "head", "channel"]
+Offset = Literal["gelu", "all", "none"]
+Distillation = Literal["teacher", "stored", "none"]
+Mdq = Literal["grad", "lr", "off"]
+TRAINS = True  #: fitting takes training images
+PRESETS: dict[str, dict[str, Any]] = {
+    "released": dict(granularity="tensor", act_start="released", act_gradient="root", mdq="grad", bins="mean",
+                     bin_variance="unbiased", bin_strength=0.01, warmup=0.0, clip=None),
+    "paper": dict(granularity="head", mdq="grad", bins="sum", bin_variance="sum_sq", warmup=0.0, clip=None),
+    "lsq": dict(granularity="tensor", mdq="off", bin_strength=0.0, distillation="none"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to train. Widths: 1 to 16 bits, or 32 for float."""
+
+    bits: int = 4  # of weights and activations
+    weight_bits: int | None = None  # instead of bits
+    act_bits: int | None = None  # instead of bits
+    edge_bits: int | None = 8  # of the patch embedding and the head; None: as all others
+    granularity: Granularity = "channel"  # scales of weights: a tensor, a head of attention, an output channel
+    offset: Offset = "gelu"  # which activations have a learned offset
+    weight_start: Start = "mse"
+    act_start: Start = "mse"
+    act_gradient: Gradient = "lsq"  # what the gradients of activations' scales are multiplied by
+    mdq: Mdq = "grad"  # weights' scales weighed by the module: by gradient, by learning rate, or as in LSQ
+    distillation: Distillation = (
+        "teacher"  # a float model on the same images; soft labels of crops on disk; labels alone
+    )
+    teacher: str = ""  # weights of the teacher; "": the checkpoint that is quantised
+    labels: str = ""  # folder of stored soft labels; "": made in the workdir
+    crops: int = 4  # stored crops an image, of each image an epoch sees one
+    crop_scale: tuple[float, ...] = (0.5, 1.0)  # share of the image's area in a crop
+    keep: int = 5  # probabilities stored of a soft label, the rest spread evenly
+    hard: float = 0.0  # weight of the labels in the loss beside distillation
+    bins: Aggregate = "sum"  # how the bin regulariser adds up
+    bin_variance: Variance = "sum_sq"
+    bin_strength: float = 0.01  # of the regulariser at the end; 0: none
+    bin_start: float = 0.25  # share of the steps without it
+    epochs: int = 6
+    batch: int = 128
+    learning_rate: float = 5e-4
+    warmup: float = 0.05  # fraction of the steps
+    weight_decay: float = 1e-4
+    scale_rate: float = 1.0  # learning rate of scales and offsets, as a multiple
+    clip: float | None = None  # global norm of the gradient
+    rule: Rule = "adamw"
+    accumulate: int = 1  # parts of a batch computed one after the other
+    ema: float = 0.0  # decay of the moving average that is evaluated; 0: none
+    precision: Literal["float32", "bfloat16"] = "float32"  # of operands in the student's products
+    shift: int = 2  # pixels, each way; every other image is mirrored (without stored crops)
+    save_every: int = 500  # steps between checkpoints
+    holdout: int = 0  # training images kept back to tell the best checkpoint
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("granularity", get_args(Granularity)),
+            ("offset", get_args(Offset)),
+            ("mdq", get_args(Mdq)),
+            ("distillation", get_args(Distillation)),
+            ("bins", AGGREGATES),
+            ("bin_variance", VARIANCES),
+            ("weight_start", STARTS),
+            ("act_start", STARTS),
+            ("act_gradient", GRADIENTS),
+        ):
+            check_choice(f"method.{name}", getattr(self, name), known)
+        for name in ("epochs", "batch", "crops", "keep", "save_every", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"method.{name}: got {getattr(self, name)}, must be at least 1")
+        for name in ("bin_start", "hard", "warmup", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"method.{name}: got {getattr(self, name)}, must be in [0, 1)")
+        for name in ("bin_strength", "holdout"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"method.{name}: got {getattr(self, name)}, must be at least 0")
+        for name in ("learning_rate", "scale_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"method.{name}: got {getattr(self, name)}, must be positive")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"method.crop_scale: got {self.crop_scale}, must be two shares of an area, in order")
+        self.schedule(self.batch)  # whose own fields are checked there
+
+    def widths(self) -> tuple[int, int]:
+        """Bits of weights and of activations."""
+        return widths(self.bits, self.weight_bits, self.act_bits)
+
+    def schedule(self, images: int) -> Schedule:
+        """The schedule for a training set of that many images, remainders of epochs dropped."""
+        return Schedule(
+            self.epochs * (images // self.batch),
+            self.learning_rate,
+            self.warmup,
+            self.weight_decay,
+            self.clip,
+            rule=self.rule,
+            betas=(0.9, 0.999),
+            scale_rate=self.scale_rate,
+            ema=self.ema,
+            accumulate=self.accumulate,
+        )
+
+
+def recipe(options: Options, known: Sites) -> Recipe:
+    """One rule an address."""
+    rules: list[tuple[str, Quantizer | None]] = []
+    heads = {o.site.rpartition("/")[0]: o.shape[o.letters.index("h")] for o in known.values() if o.role == "p"}
+    for address, o in known.items():
+        weight_bits, act_bits = edges(options) if is_edge(o) else options.widths()
+        if o.path is not None:
+            rules.append((address, at(weight_bits, _weight(options, o, weight_bits, heads))))
+        else:
+            rules.append((address, at(act_bits, _activation(options, o, act_bits, heads))))
+    return rules
+
+
+def _weight(options: Options, o: Operand, bits: int, heads: Mapping[str, int]) -> Learned:
+    gradient: Gradient = "l1" if options.mdq == "grad" else "lsq"
+    plain = Learned(bits, "", start=options.weight_start, gradient=gradient)
+    own = ordered(set("s") & set(o.letters), o.letters)  # query, key and value are matrices of their own
+    if options.granularity == "channel":
+        return dataclasses.replace(plain, keep=outputs(o))
+    if options.granularity == "tensor" or is_edge(o):
+        return dataclasses.replace(plain, keep=own)
+    if "h" in o.letters:
+        return dataclasses.replace(plain, keep=own + "h")
+    behind = heads.get(o.site.rpartition("/")[0], 0)  # the output projection takes the heads side by side
+    return dataclasses.replace(plain, keep="h", heads=behind) if behind else plain
+
+
+def _activation(options: Options, o: Operand, bits: int, heads: Mapping[str, int]) -> Learned:
+    positive = o.role == "p"
+    gelu = o.site.endswith("/fc2")
+    offset = not positive and ((options.offset == "all" and o.site != "patch") or (options.offset != "none" and gelu))
+    start = options.act_start
+    plain = Learned(bits, "", not (positive or gelu), offset, start, options.act_gradient)
+    if options.granularity == "tensor" or is_edge(o):
+        return plain
+    if "h" in o.letters:
+        return dataclasses.replace(plain, keep="h")
+    behind = heads.get(o.site.rpartition("/")[0], 0) if o.site.endswith("/proj") else 0
+    return dataclasses.replace(plain, keep="h", heads=behind) if behind and options.granularity == "head" else plain
+
+
+def fit(
+    options: Options,
+    forward: Forward,
+    params: Any,
+    images: np.ndarray,
+    plan: Plan,
+    known: Sites,
+    track: Track = silent,
+    journal: MutableMapping[str, Any] | None = None,
+) -> Fitted:
+    """Where training begins: every quantiser's scale on float operands."""
+    return Fitted(plan, calibrate(forward, params, images, plan, known, track=track))
+
+
+def calibrates(options: Options) -> bool:
+    """Fitting is training."""
+    return False
+
+
+def baselines(options: Options) -> dict[str, tuple[str, Any]]:
+    """Min-max after training, at the same widths."""
+    return {
+        "minmax": ("minmax", minmax.Options(options.bits, options.weight_bits, options.act_bits, options.edge_bits))
+    }
+
+
+def tape_loss(options: Options) -> Any:
+    """The loss on two tapes (:mod:`jvq.tapes`): cross-entropy with soft labels, with labels, or with both.
+
+    Soft labels are the teacher's of the same images, or of ``batch["soft"]`` [b o].
+    """
+
+    def loss(student: Any, teacher: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        logits = student["output"]
+        top1 = (logits.argmax(axis=-1) == batch["label"]).mean()
+        labelled = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+        if options.distillation == "none":
+            return labelled, {"top1": top1}
+        soft = batch["soft"] if options.distillation == "stored" else jax.nn.softmax(teacher["output"])
+        told = optax.softmax_cross_entropy(logits, soft).mean()
+        value = (1 - options.hard) * told + options.hard * labelled
+        entropy = -(soft * jnp.log(jnp.maximum(soft, 1e-30))).sum(axis=-1).mean()
+        return value, {"top1": top1, "kl": told - entropy}
+
+    return loss
+
+
+def regularizer(options: Options, plan: Plan, known: Sites, steps: int) -> Any:
+    """The bin regulariser of all tracked weights; None without one."""
+    tracked = _tracked(plan, known)
+    if not options.bin_strength or not tracked:
+        return None
+
+    def regularize(trained: Any, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        factor = strength(options.bin_strength, options.bin_start, step, steps)
+        total = jnp.float32(0.0)
+        for a, q in tracked.items():
+            w, o = leaf(trained["params"], known[a]), known[a]
+            total += bin_loss(q, trained["q"][a], w, o.letters, o.contracted, options.bins, options.bin_variance)
+        return factor * total, {"bin_strength": factor}
+
+    return regularize
+
+
+def after(options: Options, plan: Plan, known: Sites) -> Any:
+    """What follows each update: positive scales, and the tracks of the weights' codes."""
+    learned, tracked = _learned(plan), _tracked(plan, known)
+
+    def follow(trained: Any, carried: Any, step: jax.Array) -> tuple[Any, Any, dict[str, jax.Array]]:
+        q = {a: learned[a].projected(s) if a in learned else s for a, s in trained["q"].items()}
+        trained = {**trained, "q": q}
+        tracks = {a: oscillation.follow(t, _codes(tracked[a], trained, known[a])) for a, t in carried.items()}
+        if not tracks:
+            return trained, tracks, {}
+        back = jnp.stack([oscillation.oscillating(t).sum() for t in tracks.values()]).sum()
+        return trained, tracks, {"oscillating": back / sum(t.code.size for t in tracks.values())}
+
+    return follow
+
+
+def reweighting(options: Options, plan: Plan, known: Sites) -> optax.GradientTransformation | None:
+    """With ``mdq="lr"``: updates of weights' scales times their module's factor over the mean of all modules'.
+
+    Adam undoes a constant factor of a gradient, so this is how module-dependent scales act under it (spec, section 4).
+    """
+    if options.mdq != "lr":
+        return None
+    mine = {a: dataclasses.replace(q, gradient="l1") for a, q in _learned(plan).items() if known[a].path is not None}
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        found = {
+            a: q.factor(params["q"][a], leaf(params["params"], known[a]), known[a].letters) for a, q in mine.items()
+        }
+        mean = jnp.stack([f.mean() for f in found.values()]).mean()
+        q = {a: {**s, "scale": s["scale"] * (found[a] / mean)} if a in found else s for a, s in updates["q"].items()}
+        return {**updates, "q": q}, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def carried(plan: Plan, known: Sites, trained: Any) -> dict[str, oscillation.Track]:
+    """The tracks before the first step."""
+    return {a: oscillation.begin(_codes(q, trained, known[a])) for a, q in _tracked(plan, known).items()}
+
+
+def _codes(q: Learned, trained: Any, o: Operand) -> Float[Array, "..."]:
+    return q.codes(trained["q"][o.address], leaf(trained["params"], o), o.letters)
+
+
+def _learned(plan: Plan) -> dict[str, Learned]:
+    return {a: q for a, q in plan.items() if isinstance(q, Learned)}
+
+
+def _tracked(plan: Plan, known: Sites) -> dict[str, Learned]:
+    """The weights of few bits inside the model."""
+    return {a: q for a, q in _learned(plan).items() if known[a].path is not None and q.bits <= oscillation.WIDEST}
+
+
+def summary(plan: Plan, known: Sites, trained: Any, tracks: Mapping[str, oscillation.Track]) -> dict[str, Any]:
+    """By weight the shares that oscillate, and that lie next to where their code changes."""
+    found = {}
+    for a, q in _tracked(plan, known).items():
+        state, w = trained["q"][a], leaf(trained["params"], known[a])
+        near = oscillation.near_boundary(q.steps(state, w, known[a].letters), state["low"], state["high"])
+        back = oscillation.oscillating(tracks[a])
+        found[a] = {"oscillating": float(back.mean()), "near": float(near.mean()), "weights": int(w.size)}
+    return found
+
+
+def protocol(options: Options) -> dict[str, Any]:
+    """What has to be known to compare a result of this method."""
+    weight_bits, act_bits = options.widths()
+    said = {
+        "teacher": f"distilled from {options.teacher or 'its own float checkpoint'} on the same images",
+        "stored": f"distilled from stored soft labels ({options.crops} crops an image, top {options.keep})",
+        "none": "trained on labels",
+    }
+    return {
+        "weights": f"{width(weight_bits)}, learned scale per {options.granularity}, start {options.weight_start}",
+        "linear inputs": f"{width(act_bits)}, learned scale, start {options.act_start}, offset: {options.offset}",
+        "softmax": f"{width(act_bits)}, unsigned",
+        "query, key, value": f"{width(act_bits)}, a quantiser each",
+        "patch embedding and head": f"{edge_words(options)}",
+        "float": "LayerNorm, softmax, GELU, biases, residual additions",
+        "training": f"{options.epochs} epochs, batch {options.batch}, {options.rule} {options.learning_rate}, "
+        + said[options.distillation],
+        "module-dependent scales": options.mdq,
+        "bin regulariser": f"{options.bins} + {options.bin_variance}, {options.bin_strength}",
+    }

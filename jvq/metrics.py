@@ -1,0 +1,61 @@
+"""What training says of itself while it runs: lines of JSON always, TensorBoard where it is wanted."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Log:
+    """Metrics by step, appended to a file of JSON lines, and to TensorBoard events in a folder where one is given.
+
+    ``begin(step)`` drops lines of steps that an interrupted run made after its last checkpoint: they are made again.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
+        self.path, self.start, self.spent = path, time.monotonic(), 0.0
+        self.events: Any = None
+        if tensorboard is not None:
+            try:
+                from tensorboardX import SummaryWriter  # type: ignore[import]
+            except ImportError:
+                raise ValueError("TensorBoard events need tensorboardX: pip install 'jvq[tensorboard]'") from None
+            self.events = SummaryWriter(str(tensorboard))
+
+    def begin(self, step: int) -> None:
+        """Starts, or goes on, behind ``step``."""
+        lines = _lines(self.path)
+        kept = [line for line in lines if line["step"] <= step] if step else []
+        self.spent = max((line["seconds"] for line in kept), default=0.0)
+        self.start = time.monotonic()
+        if len(kept) < len(lines):
+            part = self.path.with_name(self.path.name + ".part")
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            part.replace(self.path)
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """A line: the step, the numbers, and the seconds of training so far."""
+        line = {"step": step, **numbers, "seconds": self.spent + time.monotonic() - self.start}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.events is not None:
+            for name, value in numbers.items():
+                self.events.add_scalar(name, value, step)
+            self.events.flush()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log."""
+    return _lines(path)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Up to the first that was cut off."""
+    found = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            break
+    return found

@@ -1,0 +1,177 @@
+"""Training a quantised model as a run does: it learns, goes on where it was interrupted, and says what went wrong."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvq import evaluate, fitting, qat, rows, run
+from jvq.config import config, typed
+from jvq.core.recipe import sites
+from jvq.data import Preprocess, open_source, sample
+from jvq.models import build
+from jvq.models.weights import Checkpoint, save
+from jvq.report import Console
+
+SPEC = {"image": (8, 8), "channels": 1, "patch": 4, "dim": 16, "depth": 1, "heads": 2, "mlp_ratio": 1.0, "classes": 3}
+PREPROCESS = {"size": [8, 8], "resize": None, "interpolation": "bicubic", "mean": [0.5], "std": [0.25]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optax_is_not_strict():
+    """Its bias correction raises a float to an integer array."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder with ``vit.safetensors``, ``train.npz`` and ``test.npz``: the class is where an image is bright."""
+    folder, rng = tmp_path_factory.mktemp("qat"), np.random.default_rng(0)
+    model = build("vit", SPEC)
+    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.3, s.shape), jnp.float32), model.shapes())
+    save(Checkpoint(model, params, PREPROCESS, {}), folder / "vit.safetensors")
+    for split, count in (("train", 96), ("test", 60)):
+        labels = rng.integers(0, 3, count)
+        images = rng.integers(0, 60, (count, 8, 8))
+        for image, label in zip(images, labels, strict=True):
+            image[:, 2 * label : 2 * label + 3] += 180
+        np.savez(folder / f"{split}.npz", images=images.astype(np.uint8), labels=labels)
+    return folder
+
+
+def configured(root, **changes):
+    where = {"name": "npz", "dir": str(root), "calibration": 8, "batch": 64}
+    quick = dict(bits=3, epochs=3, batch=24, learning_rate=3e-3, shift=0, save_every=4, bin_strength=1e-3)
+    return typed(config("tiny", "vvtq", weights=str(root / "vit.safetensors"), data=where, **{**quick, **changes}))
+
+
+def material(root, workdir):
+    from jvq.models.weights import open_weights
+
+    checkpoint = open_weights(str(root / "vit.safetensors"))
+    known = sites(checkpoint.model.forward, checkpoint.params, checkpoint.model.image)
+    preprocess, train = Preprocess.from_dict(PREPROCESS), open_source("npz", "train", str(root))
+    images = sample(train, preprocess, 8, 0).images
+    return fitting.Material(checkpoint, known, images, train, preprocess, workdir, Console(quiet=True))
+
+
+def row_of(cfg, known):
+    return rows.Row("vvtq", *_of(cfg), rows.planned("vvtq", cfg.method, "", known))
+
+
+def _of(cfg):
+    from jvq.methods import vvtq
+
+    return vvtq, cfg.method
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(root, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    m = material(root, workdir)
+    return fitting.fitted_row(row_of(configured(root), m.known), m), workdir
+
+
+def test_a_run_reports_the_trained_row_beside_min_max(root, uninterrupted, tmp_path):
+    report = run.run(configured(root), tmp_path, Console(quiet=True), "the command")
+    found = {row["name"]: row for row in report["rows"]}
+    assert list(found) == ["float", "minmax", "vvtq"]
+    assert found["vvtq"]["bytes"] < 0.5 * found["float"]["bytes"]
+    assert float(report["protocol"]["packed against fake quantisation"].split()[-1]) < 1e-4
+    assert report["training"] == uninterrupted[0].notes["training"]
+    tracked = report["training"]["weights"]
+    assert {"block00/attn/qkv.w", "block00/mlp/fc2.w"} <= set(tracked)
+    assert all(0 <= w["oscillating"] <= 1 and 0 <= w["near"] <= 1 for w in tracked.values())
+    lines = [json.loads(text) for text in (tmp_path / "vvtq-W3A3-seed0" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == report["training"]["steps"] == 12
+    assert {"loss", "top1", "kl", "regularizer", "rho", "oscillating", "rate", "seconds"} <= set(lines[-1])
+
+
+def test_training_brings_the_model_nearer_to_its_teacher(root, uninterrupted):
+    fit, _ = uninterrupted
+    m = material(root, None)
+    row, forward = row_of(configured(root), m.known), m.checkpoint.model.forward
+    start = row.method.fit(row.options, forward, m.checkpoint.params, m.images, row.plan, m.known)
+    images = m.preprocess.batch(np.stack([m.train[i]["image"] for i in range(len(m.train))]))
+    run, plain = evaluate.runner(forward, row.plan), jax.nn.log_softmax(forward(m.checkpoint.params, images))
+    before, after = (
+        (jnp.exp(plain) * (plain - jax.nn.log_softmax(run(params, dict(state), images)))).sum(axis=-1).mean()
+        for params, state in ((m.checkpoint.params, start.qstate), (fit.params, fit.qstate))
+    )
+    assert after < 0.8 * before
+
+
+def test_an_interrupted_run_ends_bit_by_bit_as_an_uninterrupted_one(root, uninterrupted, tmp_path, monkeypatch):
+    m = material(root, tmp_path)
+    row = row_of(configured(root), m.known)
+    real = qat.train_batches
+
+    def torn(*args):
+        for i, batch in enumerate(real(*args)):
+            if i == 10:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(qat, "train_batches", torn)
+    with pytest.raises(KeyboardInterrupt):
+        fitting.fitted_row(row, m)
+    monkeypatch.setattr(qat, "train_batches", real)
+    again = fitting.fitted_row(row, m)
+    whole, _ = uninterrupted
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+    jax.tree.map(np.testing.assert_array_equal, dict(again.qstate), dict(whole.qstate))
+    assert again.notes["training"] == whole.notes["training"]
+
+
+def test_every_array_but_codes_ends_is_trained(root, uninterrupted):
+    fit, _ = uninterrupted
+    start = material(root, None).checkpoint.params
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), fit.params, start)
+    still = [k for k, m in jax.tree_util.tree_leaves_with_path(moved) if not m]
+    assert not still, still
+
+
+def test_another_recipe_does_not_go_on_with_these_checkpoints(root, uninterrupted):
+    _, workdir = uninterrupted
+    m = material(root, workdir)
+    other = row_of(configured(root, granularity="tensor", learning_rate=1e-3), m.known)
+    with pytest.raises(ValueError, match=r"method\.granularity: stored 'channel', wanted 'tensor'"):
+        fitting.fitted_row(other, m)
+
+
+def test_a_loss_that_is_not_finite_names_step_address_and_checkpoint(root, uninterrupted, tmp_path):
+    m = material(root, tmp_path)
+    row, params = row_of(configured(root), m.known), m.checkpoint.params
+    broken = {**params["block00"]["mlp"]["fc1"], "bias": jnp.full(16, jnp.nan)}
+    params = {**params, "block00": {**params["block00"], "mlp": {**params["block00"]["mlp"], "fc1": broken}}}
+    checkpoint = dataclasses.replace(m.checkpoint, params=params)
+    fit = fitting.Fitted(row.plan, uninterrupted[0].qstate)
+    says = r"training step 1: the loss is nan, the first value .* is in block00/mlp/fc2\.x; .*checkpoint is none; lower"
+    with pytest.raises(ValueError, match=says):
+        qat.trained(row, fit, checkpoint, m.known, m.train, m.preprocess, m.workdir, m.console)
+
+
+def test_stored_labels_are_made_once_and_taught_from(root, tmp_path):
+    m = material(root, tmp_path)
+    changes = dict(distillation="stored", crops=2, keep=2, crop_scale=(0.5, 1.0))
+    fit = fitting.fitted_row(row_of(configured(root, **changes), m.known), m)
+    folders = [p for p in tmp_path.iterdir() if p.name.startswith("labels-")]
+    assert len(folders) == 1
+    assert fit.notes["training"]["steps"] == 12
+    again = fitting.fitted_row(row_of(configured(root, seed=1, **changes), m.known), m)
+    assert [p for p in tmp_path.iterdir() if p.name.startswith("labels-")] == folders
+    assert any(
+        (np.asarray(a) != np.asarray(b)).any()
+        for a, b in zip(jax.tree.leaves(fit.params), jax.tree.leaves(again.params), strict=True)
+    )
+
+
+def test_images_kept_back_tell_the_best_checkpoint(root, tmp_path):
+    m = material(root, tmp_path)
+    fitting.fitted_row(row_of(configured(root, holdout=24, epochs=4), m.known), m)
+    lines = [json.loads(t) for t in (tmp_path / "vvtq-W3A3-seed0" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "score" in line] == [4, 8, 12]
