@@ -20,7 +20,8 @@ import optax
 from absl import app, flags
 
 import jvq
-from jvq.data import Preprocess, crop_batches, open_source, recover, steps, write
+from jvq.data import Preprocess, crop_batches, open_source
+from jvq.data.soft_labels import recover, steps, write
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("batch", 128, "crops of one training step", lower_bound=1)

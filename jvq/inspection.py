@@ -14,7 +14,7 @@ from jvq.data import Loader
 from jvq.methods.grouping import grouping, pictured, troubles_of
 from jvq.models.weights import Checkpoint
 from jvq.opening import first
-from jvq.report import draw_allocation, draw_error, draw_fronts, draw_grouping, draw_joint, draw_widths
+from jvq.report import draw_allocation, draw_error, draw_fronts, draw_grouping, draw_joint, draw_training, draw_widths
 from jvq.report.tables import COLUMNS
 from jvq.rows import Row, fitted_checkpoint, site_table
 
@@ -27,6 +27,7 @@ PICTURES = {  # of what a method notes: the name of the file, and what draws it
     "allocation": ("allocation", draw_allocation),
     "joint": ("widths_and_groups", draw_joint),
     "mixed": ("widths", draw_widths),
+    "training": ("training", draw_training),
 }
 
 Fits = Mapping[str, tuple[Row, Fitted]]

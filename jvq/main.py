@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -141,6 +142,7 @@ def entry() -> None:
     """``python -m jvq.main``."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.getLogger("jax").setLevel(logging.WARNING)  # else every start tells which accelerators are not there
+    flags.FLAGS.set_default("verbosity", absl.logging.WARNING)  # else every checkpoint takes a screen
 
     def guarded(argv: list[str]) -> None:
         with _one_line(ValueError):

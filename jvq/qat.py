@@ -18,7 +18,7 @@ from jvq.data.records import part
 from jvq.data.soft_labels import SoftLabels, crop_batches, recover, write
 from jvq.data.soft_labels import steps as crop_steps
 from jvq.journal import fingerprint
-from jvq.metrics import Log
+from jvq.metrics import Log, read
 from jvq.models import Model
 from jvq.models.weights import Checkpoint
 from jvq.opening import teacher_of
@@ -99,7 +99,13 @@ def trained(
     finally:
         keeper.close()
     final = averaged(progress)
-    note = {"steps": schedule.steps, "weights": method.summary(row.plan, known, final, progress.carried)}
+    lines = [line for line in read(log.path) if "loss" in line]
+    names = [name for name in lines[-1] if name not in ("seconds", "rate")]
+    note = {
+        "steps": schedule.steps,
+        "curves": {name: [line[name] for line in lines] for name in names},
+        "weights": method.summary(row.plan, known, final, progress.carried),
+    }
     return Fitted(row.plan, final["q"], {**fit.notes, "training": note}, final["params"])
 
 

@@ -101,17 +101,10 @@ def run(
         optimizer = optax.chain(optimizer, objective.reweighting)
     mesh = Mesh(jax.devices()[:devices], ("data",))
     whole = NamedSharding(mesh, P())
-    begin = Progress(
-        trained,
-        optimizer.init(trained),
-        trained if schedule.ema else (),
-        objective.carried,
-        jnp.int32(0),
-        jnp.array(False),
-    )
+    begin = beginning(objective, trained, optimizer, schedule)
     progress = keeper.restored(begin) if keeper is not None else begin
     progress = jax.device_put(jax.tree.map(jnp.copy, progress), whole)  # the caller's arrays are not donated
-    step = jax.jit(_step(objective, optimizer, schedule), donate_argnums=0)
+    step = jax.jit(stepper(objective, optimizer, schedule), donate_argnums=0)
     fixed = jax.device_put(objective.fixed, whole)
     first = done = int(progress.step)
     if log is not None:
@@ -148,13 +141,21 @@ def run(
     return progress
 
 
+def beginning(
+    objective: Objective, trained: Params, optimizer: optax.GradientTransformation, schedule: Schedule
+) -> Progress:
+    """Before the first step."""
+    mean = trained if schedule.ema else ()
+    return Progress(trained, optimizer.init(trained), mean, objective.carried, jnp.int32(0), jnp.array(False))
+
+
 def averaged(progress: Progress) -> Params:
     """What is evaluated: the moving average where one is kept, else the parameters themselves."""
     return progress.trained if isinstance(progress.mean, tuple) and not progress.mean else progress.mean
 
 
-def _step(objective: Objective, optimizer: optax.GradientTransformation, schedule: Schedule) -> Any:
-    """``step(progress, fixed, batch, key) -> (progress, metrics)``."""
+def stepper(objective: Objective, optimizer: optax.GradientTransformation, schedule: Schedule) -> Any:
+    """``step(progress, fixed, batch, key) -> (progress, metrics)``: one update, pure."""
     slope = jax.value_and_grad(objective.loss, has_aux=True)
 
     def step(p: Progress, fixed: Any, batch: Batch, key: Key[Array, ""]) -> tuple[Progress, Numbers]:

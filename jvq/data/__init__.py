@@ -1,11 +1,11 @@
 """Labelled images: sources, the preprocessing that a checkpoint expects, and batches."""
 
-from jvq.data.crops import CropPolicy, cut
+from jvq.data.crops import CropPolicy
 from jvq.data.folder import ImageFolder
 from jvq.data.loader import Batch, Loader, Sample, batches, sample, train_batches
 from jvq.data.photos import Photos
 from jvq.data.records import CorruptImage, InMemory, Record, Records, Source
-from jvq.data.soft_labels import CropBatch, SoftLabels, crop_batches, passes, recover, steps, write
+from jvq.data.soft_labels import CropBatch, SoftLabels, crop_batches
 from jvq.data.sources import Fashion, Npz, Tfds, open_source
 from jvq.data.transforms import Preprocess
 
@@ -29,12 +29,7 @@ __all__ = [
     "Tfds",
     "batches",
     "crop_batches",
-    "cut",
     "open_source",
-    "passes",
-    "recover",
     "sample",
-    "steps",
     "train_batches",
-    "write",
 ]

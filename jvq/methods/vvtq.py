@@ -31,6 +31,7 @@ Granularity = Literal["tensor", "head", "channel"]
 Offset = Literal["gelu", "all", "none"]
 Distillation = Literal["teacher", "stored", "none"]
 Mdq = Literal["grad", "lr", "off"]
+BARS = 96  #: of a histogram of weights
 TRAINS = True  #: fitting takes training images
 PRESETS: dict[str, dict[str, Any]] = {
     "released": dict(granularity="tensor", act_start="released", act_gradient="root", mdq="grad", bins="mean",
@@ -292,13 +293,23 @@ def _tracked(plan: Plan, known: Sites) -> dict[str, Learned]:
 
 
 def summary(plan: Plan, known: Sites, trained: Any, tracks: Mapping[str, oscillation.Track]) -> dict[str, Any]:
-    """By weight the shares that oscillate, and that lie next to where their code changes."""
+    """By weight the shares that oscillate and that lie next to where their code changes; how all lie among the codes.
+
+    ``histogram`` counts ``w / scale`` from ``low - 1`` to ``high + 1``.
+    """
     found = {}
     for a, q in _tracked(plan, known).items():
         state, w = trained["q"][a], leaf(trained["params"], known[a])
-        near = oscillation.near_boundary(q.steps(state, w, known[a].letters), state["low"], state["high"])
-        back = oscillation.oscillating(tracks[a])
-        found[a] = {"oscillating": float(back.mean()), "near": float(near.mean()), "weights": int(w.size)}
+        steps, low, high = q.steps(state, w, known[a].letters), state["low"], state["high"]
+        near, back = oscillation.near_boundary(steps, low, high), oscillation.oscillating(tracks[a])
+        counts, _ = np.histogram(np.clip(steps, low - 1, high + 1), BARS, (float(low) - 1, float(high) + 1))
+        found[a] = {
+            "oscillating": float(back.mean()),
+            "near": float(near.mean()),
+            "weights": int(w.size),
+            "ends": [float(low), float(high)],
+            "histogram": counts.tolist(),
+        }
     return found
 
 

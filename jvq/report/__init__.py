@@ -4,6 +4,7 @@ from jvq.report.groups import draw_allocation, draw_error, draw_fronts, draw_gro
 from jvq.report.maps import draw_maps
 from jvq.report.tables import cost_cells, figures_of, markdown, row_cells, row_head, site_cells
 from jvq.report.terminal import Console, show, show_plan, show_sites
+from jvq.report.training import draw_training
 from jvq.report.widths import draw_joint, draw_widths
 from jvq.report.write import SCHEMA, claim, write
 
@@ -18,6 +19,7 @@ __all__ = [
     "draw_grouping",
     "draw_joint",
     "draw_maps",
+    "draw_training",
     "draw_widths",
     "figures_of",
     "markdown",

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jvq.data import CropPolicy, Preprocess, cut
+from jvq.data import CropPolicy, Preprocess
+from jvq.data.crops import cut
 
 GREY = Preprocess((6, 5), None, "bicubic", (0.0,), (1.0,))
 RGB = Preprocess((6, 5), None, "bicubic", (0.0,) * 3, (1.0,) * 3)

@@ -24,14 +24,11 @@ from jvq.data import (
     SoftLabels,
     Source,
     crop_batches,
-    cut,
     label_folder,
-    passes,
-    recover,
     soft_labels,
-    steps,
-    write,
 )
+from jvq.data.crops import cut
+from jvq.data.soft_labels import passes, recover, steps, write
 
 GREY = Preprocess((5, 4), None, "bicubic", (0.3,), (0.25,))
 CLASSES, CROPS, KEEP, SHARD, BATCH, IMAGES = 7, 6, 3, 4, 8, 11
