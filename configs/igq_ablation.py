@@ -56,8 +56,9 @@ KL in thousandths, standard deviation:
 The paper's order in KL (95 % interval of the gain, pairs of images averaged over the seeds): min-max < 8 fixed and 12
 allocated < upper bound hold in all three models. 8 fixed < 8 allocated holds in ViT and DeiT and is open in the Swin;
 12 fixed < 12 allocated holds in the DeiT and is open in the others. In top-1, with 2,000 images, min-max < 8 fixed is
-certain everywhere, 8 < 12 fixed in the ViT, 12 allocated < bound in the DeiT; the Swin's bound is below them. Most of what allocation gains in ViT and DeiT is one
-operand, block00/mlp/fc2.x, where 8 groups serve worse than 6; a Swin's channels are grouped well by any number from 4.
+certain everywhere, 8 < 12 fixed in the ViT, 12 allocated < bound in the DeiT; in the Swin the bound is below both. Most
+of what allocation gains in ViT and DeiT is one operand, block00/mlp/fc2.x, where 8 groups serve worse than 6; a Swin's
+channels are grouped well by any number from 4.
 
 Fronts (KL in thousandths at 7, 6, 5, 4, 3 bits): DeiT min-max 1.1, 6.3, 24, 143, 966; 8 groups .5, 1.7, 6.8, 40, 138;
 Swin min-max .2, 1.6, 5.8, 104, 340; 8 groups .1, .4, 1.2, 5.2, 49.

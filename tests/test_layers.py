@@ -50,6 +50,7 @@ ABOVE_ALL = {
     "rows",
     "fitting",
     "qat",
+    "variation",
     "quantizing",
     "training",
     "sharing",

@@ -66,7 +66,7 @@ class Options:
     hard: float = 0.0  # weight of the labels in the loss beside distillation
     bins: Aggregate = "sum"  # how the bin regulariser adds up
     bin_variance: Variance = "sum_sq"
-    bin_strength: float = 0.01  # of the regulariser at the end; 0: none
+    bin_strength: float = 1e-3  # of the regulariser at the end; 0: none
     bin_start: float = 0.25  # share of the steps without it
     epochs: int = 6
     batch: int = 128
