@@ -4,8 +4,8 @@
     python -m jvq.main --config configs/vvtq_demo.py:swin,2           vit, deit or swin; bits
 
 Learned scales (an output channel of weights, a head of query, key, value and attention), the float checkpoint as the
-teacher, the bin regulariser; patch embedding and head at 8 bits. Interrupted with --workdir DIR, the same command with
---overwrite goes on from the last checkpoint. Minutes and numbers: not measured yet.
+teacher, the bin regulariser; patch embedding and head at 8 bits. Interrupted, the same command with the same --workdir
+goes on from the last checkpoint. Minutes and numbers: not measured yet.
 """
 
 from jvq.config import config

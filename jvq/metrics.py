@@ -17,10 +17,8 @@ class Log:
         self.path, self.start, self.spent = path, time.monotonic(), 0.0
         self.events: Any = None
         if tensorboard is not None:
-            try:
-                from tensorboardX import SummaryWriter  # type: ignore[import]
-            except ImportError:
-                raise ValueError("TensorBoard events need tensorboardX: pip install 'jvq[tensorboard]'") from None
+            from tensorboardX import SummaryWriter  # type: ignore[import]  # an extra
+
             self.events = SummaryWriter(str(tensorboard))
 
     def begin(self, step: int) -> None:

@@ -82,7 +82,7 @@ def trained(
         method.reweighting(options, row.plan, known),
     )
     keeper = Keeper(folder, _about(row, checkpoint, source, schedule), options.save_every, scored=options.holdout > 0)
-    log = Log(folder / "metrics.jsonl")
+    log = Log(folder / "metrics.jsonl", folder / "events" if options.tensorboard else None)
     text = f"training {row.name}, {options.epochs} epochs"
     try:
         with console.steps(schedule.steps, text) as bar:

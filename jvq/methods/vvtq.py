@@ -6,6 +6,7 @@ the baseline without either; our defaults are what won on the embedded models (c
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal, get_args
 
@@ -32,6 +33,14 @@ Offset = Literal["gelu", "all", "none"]
 Distillation = Literal["teacher", "stored", "none"]
 Mdq = Literal["grad", "lr", "off"]
 BARS = 96  #: of a histogram of weights
+LEFT = {  # families of operands that "leave" keeps float: the ends of their addresses
+    "": (),
+    "mlp": ("fc1.x", "fc1.w", "fc2.x", "fc2.w"),
+    "attention": ("qkv.x", "qkv.w", "qk.q", "qk.k", "pv.p", "pv.v", "proj.x", "proj.w"),
+    "query": ("qk.q",),
+    "key": ("qk.k",),
+    "value": ("pv.v",),
+}
 TRAINS = True  #: fitting takes training images
 PRESETS: dict[str, dict[str, Any]] = {
     "released": dict(granularity="tensor", act_start="released", act_gradient="root", mdq="grad", bins="mean",
@@ -50,6 +59,7 @@ class Options:
     act_bits: int | None = None  # instead of bits
     edge_bits: int | None = 8  # of the patch embedding and the head; None: as all others
     granularity: Granularity = "channel"  # scales of weights: a tensor, a head of attention, an output channel
+    leave: Literal["", "mlp", "attention", "query", "key", "value"] = ""  # operands that stay float
     offset: Offset = "gelu"  # which activations have a learned offset
     weight_start: Start = "mse"
     act_start: Start = "mse"
@@ -81,6 +91,7 @@ class Options:
     precision: Literal["float32", "bfloat16"] = "float32"  # of operands in the student's products
     shift: int = 2  # pixels, each way; every other image is mirrored (without stored crops)
     save_every: int = 500  # steps between checkpoints
+    tensorboard: bool = False  # events beside the JSON lines
     holdout: int = 0  # training images kept back to tell the best checkpoint
     seed: int = 0
 
@@ -89,6 +100,7 @@ class Options:
             ("granularity", get_args(Granularity)),
             ("offset", get_args(Offset)),
             ("mdq", get_args(Mdq)),
+            ("leave", tuple(LEFT)),
             ("distillation", get_args(Distillation)),
             ("bins", AGGREGATES),
             ("bin_variance", VARIANCES),
@@ -111,6 +123,8 @@ class Options:
                 raise ValueError(f"method.{name}: got {getattr(self, name)}, must be positive")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"method.crop_scale: got {self.crop_scale}, must be two shares of an area, in order")
+        if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+            raise ValueError("method.tensorboard: needs tensorboardX, which pip install 'jvq[tensorboard]' brings")
         self.schedule(self.batch)  # whose own fields are checked there
 
     def widths(self) -> tuple[int, int]:
@@ -138,6 +152,8 @@ def recipe(options: Options, known: Sites) -> Recipe:
     rules: list[tuple[str, Quantizer | None]] = []
     heads = {o.site.rpartition("/")[0]: o.shape[o.letters.index("h")] for o in known.values() if o.role == "p"}
     for address, o in known.items():
+        if LEFT[options.leave] and address.endswith(LEFT[options.leave]):
+            continue
         weight_bits, act_bits = edges(options) if is_edge(o) else options.widths()
         if o.path is not None:
             rules.append((address, at(weight_bits, _weight(options, o, weight_bits, heads))))
@@ -327,7 +343,8 @@ def protocol(options: Options) -> dict[str, Any]:
         "softmax": f"{width(act_bits)}, unsigned",
         "query, key, value": f"{width(act_bits)}, a quantiser each",
         "patch embedding and head": f"{edge_words(options)}",
-        "float": "LayerNorm, softmax, GELU, biases, residual additions",
+        "float": "LayerNorm, softmax, GELU, biases, residual additions"
+        + (f", {options.leave}" if options.leave else ""),
         "training": f"{options.epochs} epochs, batch {options.batch}, {options.rule} {options.learning_rate}, "
         + said[options.distillation],
         "module-dependent scales": options.mdq,

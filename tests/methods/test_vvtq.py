@@ -168,7 +168,7 @@ def test_presets_are_options_with_a_plan(name, known):
     assert (weight.bits, weight.keep, weight.start, gelu.offset) == (4, "", "mse", True)
     want = {
         "released": ("l1", "released", "root", "s", ("mean", "unbiased", 0.01)),
-        "paper": ("l1", "mse", "lsq", "sh", ("sum", "sum_sq", 0.01)),
+        "paper": ("l1", "mse", "lsq", "sh", ("sum", "sum_sq", 0.001)),
         "lsq": ("lsq", "mse", "lsq", "s", ("sum", "sum_sq", 0.0)),
     }[name]
     bins = options.bins, options.bin_variance, options.bin_strength
@@ -419,3 +419,11 @@ def test_eight_bits_hardly_change_what_an_embedded_model_says():
     want, got = (np.asarray(y) for y in both(params, state, images))
     assert np.linalg.norm(got - want) / np.linalg.norm(want) < 0.03
     assert (got != want).any()
+
+
+@pytest.mark.parametrize("family", [f for f in vvtq.LEFT if f])
+def test_a_family_that_is_left_out_is_float_and_nothing_else(each, family):
+    known, _ = each
+    left = set(plan_of(known)) - set(plan_of(known, leave=family))
+    assert left == {a for a in known if a.rpartition("/")[2] in vvtq.LEFT[family]}
+    assert len(left) == len(vvtq.LEFT[family]) * sum(a.endswith("qk.q") for a in known)
