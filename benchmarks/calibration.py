@@ -27,7 +27,7 @@ flags.DEFINE_integer("depth", None, "blocks, instead of the size's own", lower_b
 flags.DEFINE_integer("images", 32, "calibration images", lower_bound=1)
 flags.DEFINE_integer("batch", 8, "images of one forward pass", lower_bound=1)
 flags.DEFINE_integer("bits", 8, "of weights and activations")
-flags.DEFINE_integer("rounds", 3, "how often each is timed", lower_bound=1)
+flags.DEFINE_integer("rounds", 3, "how often each is timed; 0: fitting only with its compilation", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:
@@ -51,10 +51,11 @@ def main(argv: list[str]) -> None:
     print(f"{FLAGS.method} at {FLAGS.bits} bits, {FLAGS.model} {FLAGS.size}, {FLAGS.images} images", flush=True)
     first = (seconds(once), seconds(fit))
     print(f"with compilation: forward {first[0]:.1f} s, fitting {first[1]:.1f} s", flush=True)
-    timed = [(seconds(once), seconds(fit)) for _ in range(FLAGS.rounds)]
+    timed = [(seconds(once), seconds(fit)) for _ in range(FLAGS.rounds)] or [(seconds(once), first[1])]
     plain, whole = (min(column) for column in zip(*timed, strict=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 / (2**10 if sys.platform == "darwin" else 1)
-    print(f"compiled: forward {plain:.2f} s, fitting {whole:.2f} s = {whole / plain:.2f} times")
+    compiled = "compiled" if FLAGS.rounds else "forward compiled, fitting not"
+    print(f"{compiled}: forward {plain:.2f} s, fitting {whole:.2f} s = {whole / plain:.2f} times")
     print(f"peak memory {peak:.2f} GiB")
 
 

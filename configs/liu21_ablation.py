@@ -9,7 +9,8 @@ neither ranking nor bias correction, "sim_rank" and "sim_bias" one of them, "...
 MLP at the same size. "paper" has the paper's granularity (a range a tensor, signed softmax, bias correction in the
 search alone), "paper_mixed" also its sensitivity. "liu_igq" searches weights beside IGQ-ViT's activation groups.
 "max" is no search at all, "minmax", "percentile" and "igq" are as everywhere in this project; all at the same widths,
-patch embedding and head too.
+patch embedding and head too. "igq_bops" allocates groups, "bits_groups" the width of each product and its groups
+together, both at the bit-operations of "igq".
 
 Measured on the ViT (32 minutes on one busy core; the DeiT and the Swin have not been run); float 91.95; calibration on
 32 images drawn by seeds 0, 1, 2, the first 2,000 test images; top-1, agreement with float, KL in thousandths:

@@ -72,6 +72,7 @@ def trained(
             prepare,
             teacher=None if beside is None else beside.model.forward,
             precision=options.precision,
+            drop=method.drop(options, known),
         ),
         () if beside is None else beside.params,
         method.regularizer(options, row.plan, known, schedule.steps),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jvq.core.dot import Dot, Where, float_dot, lowered, quantized, recording
+from jvq.core.dot import Dot, Where, dropping, float_dot, lowered, quantized, recording
 from jvq.core.quantizer import Quantizer
 from jvq.core.recipe import Forward, Sites
 
@@ -37,17 +37,21 @@ def on_tapes(
     where: Where = nothing,
     teacher: Forward | None = None,
     precision: str = "float32",
+    drop: Mapping[str, float] | None = None,
 ) -> Callable[[Any, Any, Mapping[str, Any], Key[Array, ""]], tuple[jax.Array, dict[str, jax.Array]]]:
     """``objective.loss(trained, fixed, batch, key)`` of ``trained = {"params", "q"}``; ``fixed`` are the teacher's.
 
     Both tapes have the addresses that ``where`` chooses, as the float operands are before they are quantised.
     ``precision="bfloat16"`` rounds the operands of the student's products; sums, and everything between the products,
-    stay float32, and so do the parameters.
+    stay float32, and so do the parameters. ``drop``: by site how often the student does without its product.
     """
 
     def run(trained: Any, fixed: Any, batch: Mapping[str, Any], key: Key[Array, ""]) -> Any:
         images = prepare(key, batch["image"])
-        student = _played(forward, trained["params"], images, where, _student(plan, trained["q"], precision))
+        dot = _student(plan, trained["q"], precision)
+        if drop:
+            dot = dropping(drop, jax.random.fold_in(key, 1), dot)
+        student = _played(forward, trained["params"], images, where, dot)
         taught: Tape = {}
         if teacher is not None:
             taught = jax.lax.stop_gradient(_played(teacher, fixed, images, where, float_dot))

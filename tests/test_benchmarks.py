@@ -18,3 +18,27 @@ def test_calibration_is_measured_beside_a_forward_pass():
     assert done.returncode == 0, done.stderr
     assert re.search(r"compiled: forward [\d.]+ s, fitting [\d.]+ s = [\d.]+ times", done.stdout)
     assert re.search(r"peak memory [\d.]+ GiB", done.stdout)
+
+
+def ran(*command):
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / command[0], *command[1:]],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_quantised_step_is_measured_beside_a_float_step():
+    said = ran("training.py", "--batch=16", "--rounds=2")
+    for name in ("float", "quantised", "distilled"):
+        assert re.search(rf"{name}: \d+ ms a step = [\d.]+ times float; 1 executable", said)
+
+
+@pytest.mark.slow
+def test_reading_labels_is_measured_beside_a_training_step():
+    said = ran("soft_labels.py", "--images=64", "--steps=1", "--reads=5", "--rounds=1")
+    assert re.search(r"reading / training = [\d.]+; both / training = [\d.]+", said)

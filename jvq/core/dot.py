@@ -95,6 +95,26 @@ def perturbed(eps: Mapping[str, jax.Array], inner: Dot = float_dot) -> Dot:
     return dot
 
 
+def dropping(rates: Mapping[str, float], key: jax.Array, inner: Dot = float_dot) -> Dot:
+    """A dot that drops whole products of single images: stochastic depth (Huang et al. 2016), without a model's help.
+
+    The product of a site in ``rates`` is zero with that probability, for each image on its own, and else divided by
+    the probability of staying. At the last product of a residual branch that drops the branch; its bias stays.
+    """
+    number = {site: i for i, site in enumerate(rates)}
+
+    def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
+        y = inner(site, equation, **operands)
+        if not rates.get(site):
+            return y
+        _, out = axes.split(equation)
+        stays = 1.0 - rates[site]
+        images = jax.random.bernoulli(jax.random.fold_in(key, number[site]), stays, (y.shape[out.index("b")],))
+        return y * axes.expand(images.astype(y.dtype) / stays, "b", out)
+
+    return dot
+
+
 def quantized(plan: Mapping[str, Quantizer], qstate: Mapping[str, State], inner: Dot = float_dot) -> Dot:
     """A dot whose operands named in ``plan`` pass through their quantiser first (fake quantisation, with gradients)."""
 

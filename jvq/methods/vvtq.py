@@ -44,8 +44,9 @@ LEFT = {  # families of operands that "leave" keeps float: the ends of their add
 TRAINS = True  #: fitting takes training images
 PRESETS: dict[str, dict[str, Any]] = {
     "released": dict(granularity="tensor", act_start="released", act_gradient="root", mdq="grad", bins="mean",
-                     bin_variance="unbiased", bin_strength=0.01, warmup=0.0, clip=None),
-    "paper": dict(granularity="head", mdq="grad", bins="sum", bin_variance="sum_sq", warmup=0.0, clip=None),
+                     bin_variance="unbiased", bin_strength=0.01, warmup=0.0, clip=None, drop_path=0.1),
+    "paper": dict(granularity="head", mdq="grad", bins="sum", bin_variance="sum_sq", warmup=0.0, clip=None,
+                  drop_path=0.1),
     "lsq": dict(granularity="tensor", mdq="off", bin_strength=0.0, distillation="none"),
 }  # fmt: skip
 
@@ -89,6 +90,7 @@ class Options:
     accumulate: int = 1  # parts of a batch computed one after the other
     ema: float = 0.0  # decay of the moving average that is evaluated; 0: none
     precision: Literal["float32", "bfloat16"] = "float32"  # of operands in the student's products
+    drop_path: float = 0.0  # how often the last block's branches are dropped, of an image; less in earlier blocks
     shift: int = 2  # pixels, each way; every other image is mirrored (without stored crops)
     save_every: int = 500  # steps between checkpoints
     tensorboard: bool = False  # events beside the JSON lines
@@ -112,7 +114,7 @@ class Options:
         for name in ("epochs", "batch", "crops", "keep", "save_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"method.{name}: got {getattr(self, name)}, must be at least 1")
-        for name in ("bin_start", "hard", "warmup", "ema"):
+        for name in ("bin_start", "hard", "warmup", "ema", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"method.{name}: got {getattr(self, name)}, must be in [0, 1)")
         for name in ("bin_strength", "holdout"):
@@ -214,6 +216,13 @@ def baselines(options: Options) -> dict[str, tuple[str, Any]]:
     return {
         "minmax": ("minmax", minmax.Options(options.bits, options.weight_bits, options.act_bits, options.edge_bits))
     }
+
+
+def drop(options: Options, known: Sites) -> dict[str, float]:
+    """By the last product of each residual branch how often it is dropped: growing evenly up to ``drop_path``."""
+    ends = [s for s in dict.fromkeys(o.site for o in known.values()) if s.endswith(("attn/proj", "mlp/fc2"))]
+    last = max(len(ends) // 2 - 1, 1)
+    return {site: options.drop_path * (i // 2) / last for i, site in enumerate(ends)} if options.drop_path else {}
 
 
 def tape_loss(options: Options) -> Any:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvq.core.dot import Dot, float_dot, packed_dot, perturbed, quantized, recording
+from jvq.core.dot import Dot, dropping, float_dot, packed_dot, perturbed, quantized, recording
 from jvq.core.packed import Packed
 from jvq.core.quantizer import Codes
 from jvq.quantizers import Uniform
@@ -167,3 +167,17 @@ def test_dots_nest_in_any_order(nested, order):
     np.testing.assert_allclose(tape["one.x"], X if outside["quantized"] else minmax(X, 3), rtol=1e-6)
     assert isinstance(tape["one.w"], Packed) == outside["packed"]
     np.testing.assert_allclose(tape["one.y"], bare + EPS if outside["perturbed"] else bare, atol=1e-5)
+
+
+def test_dropping_takes_whole_products_of_single_images_and_keeps_the_mean(rng):
+    x, w = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((4000, 2, 3), (3, 5)))
+    dot = dropping({"a": 0.25, "b": 0.25, "c": 0.0}, jax.random.key(0))
+    plain = float_dot("a", "bnd,do->bno", x=x, w=w)
+    found = {site: dot(site, "bnd,do->bno", x=x, w=w) for site in "abcd"}
+    for site in "cd":
+        np.testing.assert_array_equal(found[site], plain)
+    gone = {site: np.asarray((found[site] == 0).all(axis=(1, 2))) for site in "ab"}
+    for site, dropped in gone.items():
+        np.testing.assert_allclose(found[site][~dropped], plain[~dropped] / 0.75, rtol=1e-6)
+        assert abs(dropped.mean() - 0.25) < 0.03
+    assert (gone["a"] != gone["b"]).any()

@@ -427,3 +427,11 @@ def test_a_family_that_is_left_out_is_float_and_nothing_else(each, family):
     left = set(plan_of(known)) - set(plan_of(known, leave=family))
     assert left == {a for a in known if a.rpartition("/")[2] in vvtq.LEFT[family]}
     assert len(left) == len(vvtq.LEFT[family]) * sum(a.endswith("qk.q") for a in known)
+
+
+def test_branches_are_dropped_more_often_the_deeper_they_are(each):
+    known, blocks = each
+    assert vvtq.drop(Options(), known) == {}
+    found = vvtq.drop(Options(drop_path=0.2), known)
+    assert len(found) == 2 * len(blocks)
+    assert [*found.values()] == ([0.0, 0.0] if len(blocks) == 1 else [0.0, 0.0, 0.2, 0.2])
