@@ -83,14 +83,17 @@ def _sharding(x: Any) -> Any:
 
 
 def _claim(folder: Path, about: Mapping[str, Any]) -> None:
-    """Writes what the checkpoints are of, or compares. ``ValueError``: they are of something else."""
+    """Writes what the checkpoints are of; where there are some, compares. ``ValueError``: they are of another run."""
     path, wanted = folder / ABOUT, json.loads(json.dumps(about))
-    if path.exists():
+    if path.exists() and any(step.name.isdigit() for step in (folder / STEPS).glob("*")):
         stored = json.loads(path.read_text())
         changed = differences(stored, wanted)
         if changed:
+            shown = "; ".join(changed[:SHOWN])
             more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
-            raise ValueError(f"checkpoints in {folder} are of another run: {'; '.join(changed[:SHOWN])}{more}")
+            raise ValueError(
+                f"checkpoints in {folder} are of another run, use another folder or delete it: {shown}{more}"
+            )
         return
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_name(ABOUT + ".part")

@@ -84,9 +84,9 @@ def config(
 
     ``options`` are fields of the method's ``Options``; the run's ``seed`` is also the method's. ``rows`` are shown
     beside the method and its baselines: ``{"percentile": {"name": "minmax", "range": "percentile"}}``, at the
-    method's widths where they have none of their own. ``parts`` make several runs of one command, in the order of their
-    names, each with a folder of its own: ``{"swin": {"weights": "fashion_swin"}}`` says what differs from what stands
-    here.
+    method's widths where they have none of their own; rows of the same method have all its options but what they
+    name. ``parts`` make several runs of one command, in the order of their names, each with a folder of its own:
+    ``{"swin": {"weights": "fashion_swin"}}`` says what differs from what stands here.
     """
     chosen = _method(method).Options
     return ml_collections.ConfigDict(
@@ -133,7 +133,11 @@ def typed(cfg: Any) -> Run:
     kind, options = _options(tree.pop("method", {}), "method", shared)
     shared |= {name: getattr(options, name) for name in WIDTHS if hasattr(options, name)}
     rows = _mapping(tree.get("rows", {}), "rows")
-    tree["rows"] = {label: _options(row, f"rows.{label}", shared) for label, row in rows.items()}
+    own = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}  # rows differ in what they name
+    of = {
+        label: {**own, **shared} if _mapping(row, label).get("name") == kind else shared for label, row in rows.items()
+    }
+    tree["rows"] = {label: _options(row, f"rows.{label}", of[label]) for label, row in rows.items()}
     tree["data"] = _made(Data, tree.get("data", {}), "data")
     return _made(Run, {**tree, "method_name": kind, "method": options}, "config")
 

@@ -10,16 +10,13 @@ from typing import Any
 class Log:
     """Metrics by step, appended to a file of JSON lines, and to TensorBoard events in a folder where one is given.
 
-    ``begin(step)`` drops lines of steps that an interrupted run made after its last checkpoint: they are made again.
+    ``begin(step)`` drops what an interrupted run said of steps after its last checkpoint: they are made again.
     """
 
     def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
         self.path, self.start, self.spent = path, time.monotonic(), 0.0
+        self.tensorboard = tensorboard
         self.events: Any = None
-        if tensorboard is not None:
-            from tensorboardX import SummaryWriter  # type: ignore[import]  # an extra
-
-            self.events = SummaryWriter(str(tensorboard))
 
     def begin(self, step: int) -> None:
         """Starts, or goes on, behind ``step``."""
@@ -27,7 +24,11 @@ class Log:
         kept = [line for line in lines if line["step"] <= step] if step else []
         self.spent = max((line["seconds"] for line in kept), default=0.0)
         self.start = time.monotonic()
-        if len(kept) < len(lines):
+        if self.tensorboard is not None:
+            from tensorboardX import SummaryWriter  # type: ignore[import]  # an extra
+
+            self.events = SummaryWriter(str(self.tensorboard), purge_step=step + 1)
+        if self.path.exists():  # also where its last line was cut off
             part = self.path.with_name(self.path.name + ".part")
             part.write_text("".join(json.dumps(line) + "\n" for line in kept))
             part.replace(self.path)

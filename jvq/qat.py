@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jvq import evaluate, tapes
 from jvq.checkpoints import Keeper
@@ -14,19 +15,20 @@ from jvq.core.recipe import Sites
 from jvq.data import Loader, Preprocess, Source, train_batches
 from jvq.data.augment import preparation
 from jvq.data.crops import CropPolicy
-from jvq.data.records import part
-from jvq.data.soft_labels import SoftLabels, crop_batches, recover, write
+from jvq.data.records import Gathers, split
+from jvq.data.soft_labels import SoftLabels, crop_batches, image_digest, recover, write
 from jvq.data.soft_labels import steps as crop_steps
 from jvq.journal import fingerprint
 from jvq.metrics import Log, read
 from jvq.models import Model
 from jvq.models.weights import Checkpoint
-from jvq.opening import teacher_of
+from jvq.opening import fits, teacher_of
 from jvq.report import Console
 from jvq.rows import Row
 from jvq.schedule import Schedule
 from jvq.train import Objective, averaged, run
 
+STORED = 4  #: crops of an image that are stored for each that is seen at a time
 Batches = Callable[[int], Iterable[Mapping[str, Any]]]
 
 
@@ -48,41 +50,20 @@ def trained(
     options, method, model = row.options, row.method, checkpoint.model
     weights, acts = options.widths()
     folder = workdir / f"{row.name}-W{weights}A{acts}-seed{options.seed}"
-    cut = len(train) - options.holdout
-    source = part(train, 0, cut)
+    if not getattr(model.spec, "classes", 0) or getattr(model.spec, "output", "logits") != "logits":
+        raise ValueError(f"{row.name}: training needs a model that gives logits of classes")
+    fits(train, model, preprocess, training=options.distillation == "none" or options.hard > 0)
+    source, held = split(train, options.holdout)
     teacher = _teacher(options, checkpoint, preprocess)
-    schedule, batches, prepare = _stream(options, source, preprocess, teacher, folder, console)
+    labels = _labels(options, source, preprocess, teacher, folder, console, model.spec.classes)
+    schedule, batches, prepare = _stream(options, source, preprocess, labels)
     begin = {"params": checkpoint.params, "q": {a: dict(s) for a, s in fit.qstate.items()}}
-    told = method.tape_loss(options)
-
-    def loss(student: tapes.Tape, taught: tapes.Tape, batch: Mapping[str, Any]) -> Any:
-        if "index" in batch:
-            batch = {
-                **batch,
-                "soft": recover(batch["index"], batch["value"], student[tapes.OUTPUT].shape[-1], "smooth"),
-            }
-        return told(student, taught, batch)
-
     beside = teacher if options.distillation == "teacher" else None
-    objective = Objective(
-        tapes.on_tapes(
-            loss,
-            model.forward,
-            row.plan,
-            prepare,
-            teacher=None if beside is None else beside.model.forward,
-            precision=options.precision,
-            drop=method.drop(options, known),
-        ),
-        () if beside is None else beside.params,
-        method.regularizer(options, row.plan, known, schedule.steps),
-        method.after(options, row.plan, known),
-        method.carried(row.plan, known, begin),
-        tapes.locator(model.forward, row.plan, prepare, known, options.precision),
-        _validation(row, model, train, cut, preprocess) if options.holdout else None,
-        method.reweighting(options, row.plan, known),
-    )
-    keeper = Keeper(folder, _about(row, checkpoint, source, schedule), options.save_every, scored=options.holdout > 0)
+    objective = _objective(row, model, begin, known, prepare, beside, schedule.steps)
+    if options.holdout:
+        objective = objective._replace(validate=_validation(row, model, held, preprocess))
+    about = _about(row, checkpoint, source, schedule, teacher, labels)
+    keeper = Keeper(folder, about, options.save_every, scored=options.holdout > 0)
     log = Log(folder / "metrics.jsonl", folder / "events" if options.tensorboard else None)
     text = f"training {row.name}, {options.epochs} epochs"
     try:
@@ -97,60 +78,118 @@ def trained(
                 log=log,
                 on_step=bar.at,
             )
+        best = keeper.best()
+        if options.take == "best" and best is not None:
+            progress = keeper.restored(progress, best)
     finally:
         keeper.close()
     final = averaged(progress)
-    lines = [line for line in read(log.path) if "loss" in line]
-    names = [name for name in lines[-1] if name not in ("seconds", "rate")]
     note = {
         "steps": schedule.steps,
-        "curves": {name: [line[name] for line in lines] for name in names},
+        "taken": int(progress.step),
+        "best": best,
+        **_curves(read(log.path)),
         "weights": method.summary(row.plan, known, final, progress.carried),
+        "labels": None if labels is None else {k: labels.header[k] for k in ("teacher", "digest", "crops", "keep")},
     }
     return Fitted(row.plan, final["q"], {**fit.notes, "training": note}, final["params"])
 
 
+def _objective(
+    row: Row, model: Model, begin: Any, known: Sites, prepare: tapes.Prepare, beside: Checkpoint | None, steps: int
+) -> Objective:
+    """What the row's method minimises and does besides; ``beside`` is the teacher of the same images."""
+    options, method = row.options, row.method
+    told = method.tape_loss(options)
+
+    def loss(student: tapes.Tape, taught: tapes.Tape, batch: Mapping[str, Any]) -> Any:
+        if "index" in batch:
+            classes = student[tapes.OUTPUT].shape[-1]
+            batch = {**batch, "soft": recover(batch["index"], batch["value"], classes, "smooth")}
+        return told(student, taught, batch)
+
+    run_both = tapes.on_tapes(
+        loss,
+        model.forward,
+        row.plan,
+        prepare,
+        teacher=None if beside is None else beside.model.forward,
+        precision=options.precision,
+        drop=method.drop(options, known),
+    )
+    return Objective(
+        run_both,
+        () if beside is None else beside.params,
+        method.regularizer(options, row.plan, known, steps),
+        method.after(options, row.plan, known),
+        method.carried(row.plan, known, begin),
+        tapes.locator(model.forward, row.plan, prepare, known, options.precision),
+        reweighting=method.reweighting(options, row.plan, known),
+    )
+
+
+def _curves(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a log says, by name: ``curves`` of training, ``validation`` of the images that were kept back."""
+    found = {}
+    for name, mark in (("curves", "loss"), ("validation", "score")):
+        some = [line for line in lines if mark in line]
+        keys = [key for key in some[-1] if key not in ("seconds", "rate")] if some else []
+        found[name] = {key: [line[key] for line in some if key in line] for key in keys}
+    return found
+
+
 def _stream(
-    options: Any, source: Source, preprocess: Preprocess, teacher: Checkpoint | None, folder: Path, console: Console
+    options: Any, source: Source, preprocess: Preprocess, labels: SoftLabels | None
 ) -> tuple[Schedule, Batches, tapes.Prepare]:
     """The schedule, the batches from any step on, and what prepares them inside the step."""
-    if options.distillation == "stored":
-        assert teacher is not None
-        labels = _labels(options, source, preprocess, teacher, folder, console)
-        count = crop_steps(len(source), options.batch, options.epochs, options.crops)
-        schedule = dataclasses.replace(options.schedule(len(source)), steps=count)
+    if labels is not None:
+        count = crop_steps(len(labels), options.batch, options.epochs, options.crops)
+        schedule = dataclasses.replace(options.schedule(len(labels)), steps=count)
         args = (source, labels, preprocess, options.batch, options.crops, options.epochs, options.seed)
         return schedule, lambda start: crop_batches(*args, start=start), preparation(preprocess, None)
-    schedule = options.schedule(len(source))
-    images = getattr(source, "images", None)
-    crop = None if images is not None and preprocess.is_arithmetic(images.shape[1:]) else preprocess
+    plain = isinstance(source, Gathers) and preprocess.is_arithmetic(source[0]["image"].shape)
+    crop = None if plain else preprocess
     return (
-        schedule,
+        options.schedule(len(source)),
         lambda start: train_batches(source, options.batch, options.seed, options.epochs, crop, start),
         preparation(preprocess, options.shift),
     )
 
 
 def _labels(
-    options: Any, source: Source, preprocess: Preprocess, teacher: Checkpoint, folder: Path, console: Console
-) -> SoftLabels:
-    """The stored soft labels that the options name, or those made beside the rows, for all of them."""
+    options: Any,
+    source: Source,
+    preprocess: Preprocess,
+    teacher: Checkpoint | None,
+    folder: Path,
+    console: Console,
+    classes: int,
+) -> SoftLabels | None:
+    """The stored soft labels that the options name, or those made beside the rows, for all rows that want the same."""
+    if options.distillation != "stored":
+        return None
     if options.labels:
-        return SoftLabels.open(Path(options.labels), source)
-    forward = jax.jit(teacher.model.forward)
-    mark = fingerprint(teacher.params)
+        labels = SoftLabels.open(Path(options.labels), source)
+        if labels.classes != classes:
+            raise ValueError(f"method.labels: {options.labels} knows {labels.classes} classes, the model {classes}")
+        if labels.crops < options.crops:
+            raise ValueError(f"method.crops: got {options.crops}, {options.labels} has {labels.crops} of an image")
+        return labels
+    assert teacher is not None
+    forward, params = jax.jit(teacher.model.forward), teacher.params
+    crops, keep = STORED * options.crops, min(options.keep, classes)
+    mark = fingerprint(params, source.name, len(source), crops, keep, options.crop_scale, preprocess.to_dict())
     low, high = options.crop_scale
-    crops = 4 * options.crops
     return write(
         folder.parent / f"labels-{mark[:8]}",
         source,
         preprocess,
-        lambda images: forward(teacher.params, images),
-        teacher_name=options.teacher or "the float checkpoint",
-        teacher_digest=mark,
-        classes=teacher.model.spec.classes,
+        lambda images: forward(params, images),
+        teacher_name=f"float weights {fingerprint(params)}",
+        teacher_digest=fingerprint(params),
+        classes=classes,
         crops=crops,
-        keep=min(options.keep, teacher.model.spec.classes),
+        keep=keep,
         policy=CropPolicy(scale=(low, high)),
         track=console.track,
     )
@@ -165,28 +204,42 @@ def _teacher(options: Any, checkpoint: Checkpoint, preprocess: Preprocess) -> Ch
     return teacher_of(options.teacher, preprocess, checkpoint.model.spec.classes)
 
 
-def _validation(
-    row: Row, model: Model, train: Source, cut: int, preprocess: Preprocess
-) -> Callable[[Any], dict[str, float]]:
+def _validation(row: Row, model: Model, held: Source, preprocess: Preprocess) -> Callable[[Any], dict[str, float]]:
     """Top-1 on the training images that were kept back."""
-    held = Loader(part(train, cut, len(train)), preprocess, min(250, len(train) - cut))
+    loader = Loader(held, preprocess, min(250, len(held)))
     forward = evaluate.runner(model.forward, row.plan)
 
     def validate(tree: Any) -> dict[str, float]:
-        got = evaluate.predict(lambda x: forward(tree["params"], tree["q"], x), held, "validating")
-        right = float((got.logits.argmax(axis=1) == got.labels).mean())
-        return {"score": right, "validation_top1": right}
+        got = evaluate.predict(lambda x: forward(tree["params"], tree["q"], x), loader, "validating")
+        return {"score": float((got.logits.argmax(axis=1) == got.labels).mean())}
 
     return validate
 
 
-def _about(row: Row, checkpoint: Checkpoint, source: Source, schedule: Schedule) -> dict[str, Any]:
-    """What the checkpoints of a row are of."""
+def _about(
+    row: Row,
+    checkpoint: Checkpoint,
+    source: Source,
+    schedule: Schedule,
+    teacher: Checkpoint | None,
+    labels: SoftLabels | None,
+) -> dict[str, Any]:
+    """What the checkpoints of a row are of: all that its numbers depend on."""
+    options = {k: v for k, v in dataclasses.asdict(row.options).items() if k not in ("save_every", "tensorboard")}
+    known = getattr(source, "labels", None)
     return {
         "model": {"architecture": checkpoint.model.architecture, **dataclasses.asdict(checkpoint.model.spec)},
         "weights": fingerprint(checkpoint.params),
-        "data": {"name": source.name, "images": len(source)},
-        "method": {"name": row.method.__name__.rpartition(".")[2], **dataclasses.asdict(row.options)},
+        "preprocess": checkpoint.preprocess,
+        "data": {
+            "name": source.name,
+            "images": len(source),
+            "digest": image_digest(source, np.arange(len(source))),
+            "labels": None if known is None else fingerprint(np.asarray(known)),
+        },
+        "teacher": None if teacher is None else fingerprint(teacher.params),
+        "labels": None if labels is None else dict(labels.header),
+        "method": {"name": row.method.__name__.rpartition(".")[2], **options},
         "schedule": dataclasses.asdict(schedule),
         "plan": {address: repr(q) for address, q in row.plan.items()},
     }

@@ -104,6 +104,7 @@ def run(
     begin = beginning(objective, trained, optimizer, schedule)
     progress = keeper.restored(begin) if keeper is not None else begin
     progress = jax.device_put(jax.tree.map(jnp.copy, progress), whole)  # the caller's arrays are not donated
+    del begin  # else it stays beside it all the time
     step = jax.jit(stepper(objective, optimizer, schedule), donate_argnums=0)
     fixed = jax.device_put(objective.fixed, whole)
     first = done = int(progress.step)
@@ -212,10 +213,7 @@ def _share(pull: Params, grads: Params) -> jax.Array:
 
 def _placed(batch: Batch, mesh: Mesh) -> Batch:
     """The batch on the devices, its rows in equal parts; numbers whole."""
-    return {
-        name: jax.device_put(jnp.asarray(x), NamedSharding(mesh, P("data") if np.ndim(x) else P()))
-        for name, x in batch.items()
-    }
+    return {name: jax.device_put(x, NamedSharding(mesh, P("data") if np.ndim(x) else P())) for name, x in batch.items()}
 
 
 def _divisible(batch: Batch, parts: int) -> Batch:

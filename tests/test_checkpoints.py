@@ -52,10 +52,19 @@ def test_two_latest_and_the_best_are_kept(keeper):
 
 
 def test_a_folder_of_another_run_is_refused_with_what_differs(keeper, tmp_path):
+    keeper.save(3, at(3))
+    keeper.wait()
     other = {"method": {"bits": 3, "name": "vvtq"}, "images": 100, "more": 1}
-    with pytest.raises(ValueError, match=r"another run: method\.bits: stored 4, wanted 3; more: stored None, wanted 1"):
+    with pytest.raises(
+        ValueError, match=r"another run, .*: method\.bits: stored 4, wanted 3; more: stored None, wanted 1"
+    ):
         Keeper(tmp_path / "run", other)
     Keeper(tmp_path / "run", ABOUT).close()
+
+
+def test_a_folder_without_a_checkpoint_is_anyones(keeper, tmp_path):
+    Keeper(tmp_path / "run", {"method": {"bits": 3}}).close()
+    assert json.loads((tmp_path / "run" / "about.json").read_text()) == {"method": {"bits": 3}}
 
 
 def test_many_differences_are_counted():

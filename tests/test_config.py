@@ -67,6 +67,14 @@ def test_rows_share_the_method_s_widths_and_seed():
     assert rows["b"] == ("igq", METHODS["igq"].Options(bits=8, act_bits=3, groups=2, seed=5))
 
 
+def test_rows_of_the_same_method_differ_in_what_they_name_alone():
+    cfg = config("x", "igq", rows={"a": {"name": "igq", "mstep": "mean"}, "b": {"name": "minmax"}}, mstep="cover")
+    cfg.method.groups = 3
+    rows = typed(cfg).rows
+    assert rows["a"] == ("igq", METHODS["igq"].Options(groups=3, mstep="mean"))
+    assert rows["b"] == ("minmax", METHODS["minmax"].Options(bits=typed(cfg).method.bits))
+
+
 PLAIN = {"name": "x", "method": {"name": "igq"}}
 MISTAKES = {
     "unknown method": (lambda: config("x", "ingq"), "method 'ingq' is not known .did you mean 'igq'"),

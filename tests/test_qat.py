@@ -11,7 +11,8 @@ import pytest
 from jvq import evaluate, fitting, qat, rows, run
 from jvq.config import config, typed
 from jvq.core.recipe import sites
-from jvq.data import Preprocess, open_source, sample
+from jvq.data import InMemory, Preprocess, open_source, sample
+from jvq.data.records import split
 from jvq.models import build
 from jvq.models.weights import Checkpoint, save
 from jvq.report import Console
@@ -34,12 +35,12 @@ def root(tmp_path_factory):
     model = build("vit", SPEC)
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.3, s.shape), jnp.float32), model.shapes())
     save(Checkpoint(model, params, PREPROCESS, {}), folder / "vit.safetensors")
-    for split, count in (("train", 96), ("test", 60)):
+    for name, count in (("train", 96), ("test", 60)):
         labels = rng.integers(0, 3, count)
         images = rng.integers(0, 60, (count, 8, 8))
         for image, label in zip(images, labels, strict=True):
             image[:, 2 * label : 2 * label + 3] += 180
-        np.savez(folder / f"{split}.npz", images=images.astype(np.uint8), labels=labels)
+        np.savez(folder / f"{name}.npz", images=images.astype(np.uint8), labels=labels)
     return folder
 
 
@@ -143,6 +144,7 @@ def test_another_recipe_does_not_go_on_with_these_checkpoints(root, uninterrupte
         fitting.fitted_row(other, m)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_step_address_and_checkpoint(root, uninterrupted, tmp_path):
     m = material(root, tmp_path)
     row, params = row_of(configured(root), m.known), m.checkpoint.params
@@ -155,6 +157,7 @@ def test_a_loss_that_is_not_finite_names_step_address_and_checkpoint(root, unint
         qat.trained(row, fit, checkpoint, m.known, m.train, m.preprocess, m.workdir, m.console)
 
 
+@pytest.mark.slow
 def test_stored_labels_are_made_once_and_taught_from(root, tmp_path):
     m = material(root, tmp_path)
     changes = dict(distillation="stored", crops=2, keep=2, crop_scale=(0.5, 1.0))
@@ -170,8 +173,54 @@ def test_stored_labels_are_made_once_and_taught_from(root, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_images_kept_back_tell_the_best_checkpoint(root, tmp_path):
     m = material(root, tmp_path)
     fitting.fitted_row(row_of(configured(root, holdout=24, epochs=4), m.known), m)
     lines = [json.loads(t) for t in (tmp_path / "vvtq-W3A3-seed0" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "score" in line] == [4, 8, 12]
+
+
+def test_with_images_kept_back_the_best_checkpoint_can_be_the_result(root, tmp_path):
+    m = material(root, tmp_path)
+    fit = fitting.fitted_row(row_of(configured(root, holdout=24, epochs=4, take="best"), m.known), m)
+    note = fit.notes["training"]
+    best = note["validation"]["step"][int(np.argmax(note["validation"]["score"]))]
+    assert note["taken"] == note["best"]
+    assert (
+        max(note["validation"]["score"]) == note["validation"]["score"][note["validation"]["step"].index(note["best"])]
+    )
+    assert best in (4, 8, 12)
+
+
+def test_images_are_kept_back_from_all_classes():
+    labels = np.repeat(np.arange(4), 50)
+    source = InMemory("sorted", np.arange(200, dtype=np.uint8)[:, None, None, None], labels)
+    rest, held = split(source, 40)
+    assert (len(rest), len(held)) == (160, 40)
+    seen = [{int(part[i]["image"][0, 0, 0]) for i in range(len(part))} for part in (rest, held)]
+    assert seen[0] | seen[1] == set(range(200))
+    assert {part[i]["label"] for part in (rest, held) for i in range(len(part))} == {0, 1, 2, 3}
+    assert len({held[i]["label"] for i in range(len(held))}) == 4
+    np.testing.assert_array_equal(held.__getitems__(np.array([3, 0]))["image"][1], held[0]["image"])
+    assert split(source, 0) == (source, source)
+    with pytest.raises(ValueError, match="got 200"):
+        split(source, 200)
+
+
+def test_labels_that_are_not_there_are_found_before_training(root, tmp_path):
+    m = material(root, tmp_path)
+    unlabelled = InMemory("flat", m.train.images, np.full(len(m.train), -1))
+    row = row_of(configured(root, distillation="none"), m.known)
+    with pytest.raises(ValueError, match="without a label, which training needs"):
+        fitting.fitted_row(row, m._replace(train=unlabelled))
+    with pytest.raises(ValueError, match="has labels of 7 classes"):
+        fitting.fitted_row(row, m._replace(train=InMemory("many", m.train.images, np.full(len(m.train), 6))))
+
+
+def test_checkpoints_of_other_data_are_refused(root, uninterrupted):
+    _, workdir = uninterrupted
+    m = material(root, workdir)
+    other = InMemory(m.train.name, m.train.images[::-1], m.train.labels)
+    with pytest.raises(ValueError, match=r"data\.digest: stored"):
+        fitting.fitted_row(row_of(configured(root), m.known), m._replace(train=other))

@@ -50,34 +50,38 @@ class Gathers(Source, Protocol):
     def __getitems__(self, indices: Int[np.ndarray, " b"], /) -> Records: ...
 
 
-class Part:
-    """The images ``start`` to ``stop`` of a source."""
+class Some:
+    """The images of a source at some places."""
 
-    def __init__(self, source: Source, start: int, stop: int) -> None:
-        self.source, self.start, self.stop = source, start, stop
-        self.name, self.classes = f"{source.name}[{start}:{stop}]", source.classes
+    def __init__(self, source: Source, places: Int[np.ndarray, " n"]) -> None:
+        self.source, self.places = source, places
+        self.name, self.classes = f"{source.name} ({len(places)} of {len(source)})", source.classes
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return len(self.places)
 
     def __getitem__(self, i: int) -> Record:
-        return self.source[self.start + range(len(self))[i]]
+        return self.source[int(self.places[i])]
 
 
-class GatheredPart(Part):
+class GatheredSome(Some):
     """The same of a source whose images lie in memory."""
 
     source: Gathers
 
     def __getitems__(self, indices: Int[np.ndarray, " b"]) -> Records:
-        return self.source.__getitems__(self.start + indices)
+        return self.source.__getitems__(self.places[indices])
 
 
-def part(source: Source, start: int, stop: int) -> Source:
-    """The images ``start`` to ``stop`` of a source, as a source; itself where these are all."""
-    if (start, stop) == (0, len(source)):
-        return source
-    return GatheredPart(source, start, stop) if isinstance(source, Gathers) else Part(source, start, stop)
+def split(source: Source, held: int, seed: int = 0) -> tuple[Source, Source]:
+    """The source without ``held`` images, and these: drawn by the seed, as a folder is in the order of its classes."""
+    if not held:
+        return source, source
+    if not 0 < held < len(source):
+        raise ValueError(f"held back: got {held}, source '{source.name}' has {len(source)} images")
+    order = np.random.default_rng(seed).permutation(len(source))
+    kind = GatheredSome if isinstance(source, Gathers) else Some
+    return kind(source, np.sort(order[held:])), kind(source, np.sort(order[:held]))  # type: ignore[arg-type]
 
 
 class InMemory:

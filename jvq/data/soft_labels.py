@@ -157,7 +157,7 @@ def write(
         "of": len(source),
         "images": len(chosen),
         "chosen": label_folder.ALL if indices is None else label_folder.digest_of(chosen),
-        "fingerprint": _fingerprint(source, chosen),
+        "fingerprint": image_digest(source, chosen),
         "classes": classes,
         "crops": crops,
         "keep": keep,
@@ -387,7 +387,7 @@ def _crc(image: UInt8[np.ndarray, "y x c"]) -> int:
     return zlib.crc32(np.ascontiguousarray(image).data)
 
 
-def _fingerprint(source: Source, chosen: Int[np.ndarray, " n"]) -> str:
+def image_digest(source: Source, chosen: Int[np.ndarray, " n"]) -> str:
     """A short digest of 16 evenly spread images."""
     digest = hashlib.sha256()
     for position in _spread(len(chosen)):

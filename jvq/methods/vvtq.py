@@ -1,8 +1,9 @@
 """VVTQ: variation-aware training of quantised ViTs (Huang et al. 2024), and LSQ as its baseline.
 
 Learned scales (module by module: query, key and value apart, heads apart), distillation, and a regulariser against
-oscillating weights. Presets: ``released`` is what the authors' code does, ``paper`` what the paper describes, ``lsq``
-the baseline without either; our defaults are what won on the embedded models (configs/vvtq_ablation.py).
+oscillating weights. Presets: ``released`` is what the authors' code does (but in a Swin, where merging has the width of
+all else here), ``paper`` what the paper describes, ``lsq`` the baseline without either. Our defaults are choices until
+configs/vvtq_ablation.py is measured.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ Granularity = Literal["tensor", "head", "channel"]
 Offset = Literal["gelu", "all", "none"]
 Distillation = Literal["teacher", "stored", "none"]
 Mdq = Literal["grad", "lr", "off"]
+PLAIN_BITS = 8  #: from which on nothing is regularised
 BARS = 96  #: of a histogram of weights
 LEFT = {  # families of operands that "leave" keeps float: the ends of their addresses
     "": (),
@@ -42,11 +44,12 @@ LEFT = {  # families of operands that "leave" keeps float: the ends of their add
     "value": ("pv.v",),
 }
 TRAINS = True  #: fitting takes training images
+CROPS = dict(distillation="stored", crop_scale=(0.08, 0.936))
 PRESETS: dict[str, dict[str, Any]] = {
     "released": dict(granularity="tensor", act_start="released", act_gradient="root", mdq="grad", bins="mean",
-                     bin_variance="unbiased", bin_strength=0.01, warmup=0.0, clip=None, drop_path=0.1),
+                     bin_variance="unbiased", bin_strength=0.01, warmup=0.0, clip=None, drop_path=0.1, **CROPS),
     "paper": dict(granularity="head", mdq="grad", bins="sum", bin_variance="sum_sq", warmup=0.0, clip=None,
-                  drop_path=0.1),
+                  drop_path=0.1, **CROPS),
     "lsq": dict(granularity="tensor", mdq="off", bin_strength=0.0, distillation="none"),
 }  # fmt: skip
 
@@ -95,6 +98,7 @@ class Options:
     save_every: int = 500  # steps between checkpoints
     tensorboard: bool = False  # events beside the JSON lines
     holdout: int = 0  # training images kept back to tell the best checkpoint
+    take: Literal["last", "best"] = "last"  # which checkpoint is the result
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -103,6 +107,8 @@ class Options:
             ("offset", get_args(Offset)),
             ("mdq", get_args(Mdq)),
             ("leave", tuple(LEFT)),
+            ("take", ("last", "best")),
+            ("precision", ("float32", "bfloat16")),
             ("distillation", get_args(Distillation)),
             ("bins", AGGREGATES),
             ("bin_variance", VARIANCES),
@@ -117,16 +123,26 @@ class Options:
         for name in ("bin_start", "hard", "warmup", "ema", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"method.{name}: got {getattr(self, name)}, must be in [0, 1)")
-        for name in ("bin_strength", "holdout"):
+        for name in ("bin_strength", "holdout", "weight_decay", "shift"):
             if getattr(self, name) < 0:
                 raise ValueError(f"method.{name}: got {getattr(self, name)}, must be at least 0")
-        for name in ("learning_rate", "scale_rate"):
-            if getattr(self, name) <= 0:
+        for name in ("learning_rate", "scale_rate", "clip"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"method.{name}: got {getattr(self, name)}, must be positive")
+        if self.batch % (parts := self.accumulate) or (
+            self.distillation == "stored" and self.batch % (parts := self.crops)
+        ):
+            raise ValueError(f"method.batch: got {self.batch}, must be a multiple of {parts} (accumulate, crops)")
+        if self.labels and self.distillation != "stored":
+            raise ValueError(f"method.labels: only distillation 'stored' reads them, not '{self.distillation}'")
+        if self.teacher and (self.distillation == "none" or self.labels):
+            raise ValueError(f"method.teacher: '{self.teacher}' is not asked anything with these options")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"method.crop_scale: got {self.crop_scale}, must be two shares of an area, in order")
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise ValueError("method.tensorboard: needs tensorboardX, which pip install 'jvq[tensorboard]' brings")
+        if self.take == "best" and not self.holdout:
+            raise ValueError("method.take: 'best' needs images to tell it by, method.holdout")
         self.schedule(self.batch)  # whose own fields are checked there
 
     def widths(self) -> tuple[int, int]:
@@ -247,15 +263,15 @@ def tape_loss(options: Options) -> Any:
 
 
 def regularizer(options: Options, plan: Plan, known: Sites, steps: int) -> Any:
-    """The bin regulariser of all tracked weights; None without one."""
-    tracked = _tracked(plan, known)
-    if not options.bin_strength or not tracked:
+    """The bin regulariser of all weights below 8 bits; None without one."""
+    drawn = {a: q for a, q in _learned(plan).items() if known[a].path is not None and q.bits < PLAIN_BITS}
+    if not options.bin_strength or not drawn:
         return None
 
     def regularize(trained: Any, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         factor = strength(options.bin_strength, options.bin_start, step, steps)
         total = jnp.float32(0.0)
-        for a, q in tracked.items():
+        for a, q in drawn.items():
             w, o = leaf(trained["params"], known[a]), known[a]
             total += bin_loss(q, trained["q"][a], w, o.letters, o.contracted, options.bins, options.bin_variance)
         return factor * total, {"bin_strength": factor}
@@ -287,6 +303,8 @@ def reweighting(options: Options, plan: Plan, known: Sites) -> optax.GradientTra
     if options.mdq != "lr":
         return None
     mine = {a: dataclasses.replace(q, gradient="l1") for a, q in _learned(plan).items() if known[a].path is not None}
+    if not mine:
+        return None
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         found = {
@@ -343,7 +361,7 @@ def protocol(options: Options) -> dict[str, Any]:
     weight_bits, act_bits = options.widths()
     said = {
         "teacher": f"distilled from {options.teacher or 'its own float checkpoint'} on the same images",
-        "stored": f"distilled from stored soft labels ({options.crops} crops an image, top {options.keep})",
+        "stored": f"distilled from stored soft labels {options.labels}, {options.crops} crops an image at a time",
         "none": "trained on labels",
     }
     return {
@@ -357,5 +375,8 @@ def protocol(options: Options) -> dict[str, Any]:
         "training": f"{options.epochs} epochs, batch {options.batch}, {options.rule} {options.learning_rate}, "
         + said[options.distillation],
         "module-dependent scales": options.mdq,
-        "bin regulariser": f"{options.bins} + {options.bin_variance}, {options.bin_strength}",
+        "bin regulariser": f"{options.bins} + {options.bin_variance}, {options.bin_strength}, below 8 bits"
+        if options.bin_strength
+        else "none",
+        "result": f"{options.take} checkpoint" + (f", moving average {options.ema}" if options.ema else ""),
     }

@@ -178,7 +178,7 @@ def test_presets_are_options_with_a_plan(name, known):
         assert found["warmup"] == 0
         assert found["clip"] is None
         assert (found["weight_decay"], found["learning_rate"]) == (1e-4, 5e-4)
-    assert options.distillation == ("none" if name == "lsq" else "teacher")
+    assert options.distillation == ("none" if name == "lsq" else "stored")
 
 
 @pytest.mark.parametrize("wrong", [
@@ -321,7 +321,7 @@ def test_the_regulariser_is_that_of_all_weights_of_few_bits(known, weights):
 def test_without_strength_or_weights_of_few_bits_there_is_no_regulariser(known, weights):
     plan, _ = weights
     assert vvtq.regularizer(Options(bin_strength=0.0), plan, known, 10) is None
-    wide = {a: dataclasses.replace(q, bits=5) for a, q in plan.items()}
+    wide = {a: dataclasses.replace(q, bits=8) for a, q in plan.items()}
     assert vvtq.regularizer(Options(), wide, known, 10) is None
     assert vvtq.carried(wide, known, {}) == {}
 
@@ -435,3 +435,30 @@ def test_branches_are_dropped_more_often_the_deeper_they_are(each):
     found = vvtq.drop(Options(drop_path=0.2), known)
     assert len(found) == 2 * len(blocks)
     assert [*found.values()] == ([0.0, 0.0] if len(blocks) == 1 else [0.0, 0.0, 0.2, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(labels="here"), "method.labels: only distillation 'stored' reads them, not 'teacher'"),
+        (dict(teacher="x", distillation="none"), "method.teacher: 'x' is not asked"),
+        (dict(batch=130, distillation="stored"), "method.batch: got 130, must be a multiple of 4"),
+        (dict(accumulate=3), "method.batch: got 128, must be a multiple of 3"),
+        (dict(clip=0.0), "method.clip: got 0.0, must be positive"),
+        (dict(shift=-1), "method.shift: got -1, must be at least 0"),
+        (dict(take="best"), "method.take: 'best' needs images"),
+    ],
+)
+def test_options_that_would_do_nothing_or_harm_are_refused(options, says):
+    with pytest.raises(ValueError, match=says.replace("(", r"\(")):
+        Options(**options)
+
+
+@pytest.mark.parametrize(("bits", "there"), [(4, True), (6, True), (8, False)])
+def test_the_regulariser_is_there_below_8_bits(bits, there, known):
+    options = Options(bits=bits)
+    assert (vvtq.regularizer(options, plan_of(known, bits=bits), known, 10) is not None) == there
+
+
+def test_nothing_is_reweighted_without_weights(known):
+    assert vvtq.reweighting(Options(mdq="lr"), plan_of(known, weight_bits=32, edge_bits=32), known) is None
