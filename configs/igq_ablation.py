@@ -60,8 +60,9 @@ certain everywhere, 8 < 12 fixed in the ViT, 12 allocated < bound in the DeiT; i
 of what allocation gains in ViT and DeiT is one operand, block00/mlp/fc2.x, where 8 groups serve worse than 6; a Swin's
 channels are grouped well by any number from 4.
 
-Fronts (KL in thousandths at 7, 6, 5, 4, 3 bits): DeiT min-max 1.1, 6.3, 24, 143, 966; 8 groups .5, 1.7, 6.8, 40, 138;
-Swin min-max .2, 1.6, 5.8, 104, 340; 8 groups .1, .4, 1.2, 5.2, 49.
+Fronts (KL in thousandths at 8 to 2 bits): ViT min-max 0.28, 1.00, 3.8, 23, 124, 672, 2159; 8 groups 0.17, 0.37, 1.0,
+5.6, 36, 96, 770. DeiT min-max 0.30, 1.1, 6.3, 24, 143, 966, 2983; 8 groups 0.22, 0.49, 1.7, 6.8, 40, 138, 1522. Swin
+min-max 0.07, 0.24, 1.6, 5.8, 104, 340, 1664; 8 groups 0.05, 0.11, 0.40, 1.2, 5.2, 49, 824.
 """
 
 from jvq.config import config
