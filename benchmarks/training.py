@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         logits = student[tapes.OUTPUT]
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean(), {}
 
-    told = tapes.on_tapes(vvtq.tape_loss(options), forward, plan, prepare, teacher=forward)
+    told = tapes.on_tapes(vvtq.tape_loss(options, known), forward, plan, prepare, teacher=forward)
     objectives = {
         "float": Objective(tapes.on_tapes(labelled, forward, {}, prepare)),
         "quantised": Objective(tapes.on_tapes(labelled, forward, plan, prepare)),

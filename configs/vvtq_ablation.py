@@ -1,12 +1,14 @@
-"""What each part of VVTQ gives on the embedded models: distillation, module-dependent scales, the bin regulariser.
+"""What each part of VVTQ gives on the embedded models, and what the field has added since: four tables.
 
-    python -m jvq.main --config configs/vvtq_ablation.py                  [--config.method.epochs=6]
-    python -m jvq.main --config configs/vvtq_ablation.py:deit,2           vit, deit or swin; bits
+    python -m jvq.main --config configs/vvtq_ablation.py                   distillation, module-dependent scales, bins
+    python -m jvq.main --config configs/vvtq_ablation.py:vit,2,field       TRS, OFQ, GPLQ
+    python -m jvq.main --config configs/vvtq_ablation.py:vit,2,scales      which weights share a scale, how bins add up
+    python -m jvq.main --config configs/vvtq_ablation.py:vit,2,presets     as released, as described, stored crops, LSQ
 
-Without an argument the ViT at 3 bits. "vvtq" is our default; rows have the name of the one thing in which they differ.
-"lsq", "released" and "paper" are presets: the baseline, what the authors' code does, and what the paper describes.
-Three seeds (calibration images, order of the training images, augmentation). Each row trains: hours, not minutes.
-Not measured yet.
+vit, deit or swin; bits; table. --config.model.merged=True makes query and key one matrix (OFQ) in all rows of a table.
+"vvtq" is our default; rows have the name of the one thing in which they differ, presets of several. Three seeds
+(calibration images, order of the training images, augmentation), 2,000 test images. Each run is 234 steps of 128 images
+(half an epoch), about three minutes of a core: hours with --config.method.steps=0 --config.method.epochs=6.
 """
 
 from jvq.config import config
@@ -14,31 +16,54 @@ from jvq.core.errors import nearest
 from jvq.methods.vvtq import PRESETS
 
 WEIGHTS = {"vit": "fashion_vit", "deit": "fashion_deit", "swin": "fashion_swin"}
-ROWS = {
-    "labels": dict(distillation="none"),
-    "stored": dict(distillation="stored"),
-    "no_bins": dict(bin_strength=0.0),
-    "bins_mean": dict(bins="mean", bin_variance="unbiased"),
-    "mdq_off": dict(mdq="off"),
-    "mdq_lr": dict(mdq="lr"),
-    "per_tensor": dict(granularity="tensor"),
-    "per_head": dict(granularity="head"),
-    "no_offset": dict(offset="none"),
-    **PRESETS,
+TABLES = {
+    "parts": {
+        "labels": dict(distillation="none"),
+        "no_bins": dict(bin_strength=0.0),
+        "mdq_off": dict(mdq="off"),
+        "mdq_lr": dict(mdq="lr"),
+        "lsq": PRESETS["lsq"],
+    },
+    "field": {
+        "transitions": dict(transitions=1e-3, bin_strength=0.0),
+        "anneal": dict(anneal=0.2, bin_strength=0.0),
+        "anneal_wide": dict(anneal=0.2, anneal_band=0.05, bin_strength=0.0),
+        "no_bins": dict(bin_strength=0.0),
+        "activations_first": dict(stage="activations", distillation="features"),
+        "features": dict(distillation="features"),
+    },
+    "scales": {
+        "per_tensor": dict(granularity="tensor"),
+        "per_head": dict(granularity="head"),
+        "no_offset": dict(offset="none"),
+        "bins_mean": dict(bins="mean", bin_variance="unbiased"),
+    },
+    "presets": {"stored": dict(distillation="stored"), **PRESETS},
+}
+ORDERS = {
+    "parts": "minmax<igq<lsq<vvtq,no_bins<vvtq,labels<vvtq,mdq_off<vvtq",
+    "field": "no_bins<transitions,no_bins<anneal,activations_first<vvtq",
+    "scales": "per_tensor<per_head<vvtq",
+    "presets": "lsq<released<vvtq,released<paper",
 }
 
 
 def get_config(arg=None):
-    model, _, bits = (arg or "").partition(",")
+    model, bits, table = [*(arg or "").split(","), "", ""][:3]
     if model and model not in WEIGHTS:
         raise ValueError(f"config vvtq_ablation.py:{model}: no such model{nearest(model, WEIGHTS)}")
+    if table and table not in TABLES:
+        raise ValueError(f"config vvtq_ablation.py:{arg}: no such table{nearest(table, TABLES)}")
+    table = table or "parts"
     return config(
-        "vvtq_ablation" + (f"_{model}" if model else ""),
+        "vvtq_ablation" + (f"_{model}" if model else "") + (f"_{table}" if table != "parts" else ""),
         "vvtq",
         weights=WEIGHTS[model or "vit"],
-        bits=int(bits or 3),
-        rows={label: {"name": "vvtq", **row} for label, row in ROWS.items()} | {"igq": {"name": "igq"}},
+        bits=int(bits or 2),
+        steps=234,
+        learning_rate=1e-3,
+        rows={label: {"name": "vvtq", **row} for label, row in TABLES[table].items()} | {"igq": {"name": "igq"}},
         seeds=3,
-        order="minmax<igq<lsq<vvtq,no_bins<vvtq,labels<vvtq",
+        order=ORDERS[table],
         data={"images": 2000},
     )

@@ -142,9 +142,10 @@ def entry() -> None:
     """``python -m jvq.main``."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.getLogger("jax").setLevel(logging.WARNING)  # else every start tells which accelerators are not there
-    flags.FLAGS.set_default("verbosity", absl.logging.WARNING)  # else every checkpoint takes a screen
 
     def guarded(argv: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:  # app.run has made it INFO, and every checkpoint would take a screen
+            absl.logging.set_verbosity(absl.logging.WARNING)
         with _one_line(ValueError):
             main(argv)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jvq import evaluate, tapes
 from jvq.checkpoints import Keeper
-from jvq.core.calibrate import Fitted
+from jvq.core.calibrate import Fitted, calibrate
 from jvq.core.recipe import Sites
 from jvq.data import Loader, Preprocess, Source, train_batches
 from jvq.data.augment import preparation
@@ -19,12 +19,13 @@ from jvq.data.records import Gathers, split
 from jvq.data.soft_labels import SoftLabels, crop_batches, image_digest, recover, write
 from jvq.data.soft_labels import steps as crop_steps
 from jvq.journal import fingerprint
+from jvq.methods.distillation import TAUGHT
 from jvq.metrics import Log, read
 from jvq.models import Model
 from jvq.models.weights import Checkpoint
 from jvq.opening import fits, teacher_of
 from jvq.report import Console
-from jvq.rows import Row
+from jvq.rows import Material, Row
 from jvq.schedule import Schedule
 from jvq.train import Objective, averaged, run
 
@@ -32,21 +33,13 @@ STORED = 4  #: crops of an image that are stored for each that is seen at a time
 Batches = Callable[[int], Iterable[Mapping[str, Any]]]
 
 
-def trained(
-    row: Row,
-    fit: Fitted,
-    checkpoint: Checkpoint,
-    known: Sites,
-    train: Source,
-    preprocess: Preprocess,
-    workdir: Path,
-    console: Console,
-) -> Fitted:
+def trained(row: Row, fit: Fitted, material: Material) -> Fitted:
     """The row after training: states and parameters, and under ``notes["training"]`` what happened.
 
     Its checkpoints and metrics are in a folder of ``workdir`` with the row's name, widths and seed, from where an
     interrupted run goes on.
     """
+    checkpoint, known, images, train, preprocess, workdir, console = material
     options, method, model = row.options, row.method, checkpoint.model
     weights, acts = options.widths()
     folder = workdir / f"{row.name}-W{weights}A{acts}-seed{options.seed}"
@@ -55,17 +48,19 @@ def trained(
     fits(train, model, preprocess, training=options.distillation == "none" or options.hard > 0)
     source, held = split(train, options.holdout)
     teacher = _teacher(options, checkpoint, preprocess)
+    plan = method.trained(options, row.plan, known)
     labels = _labels(options, source, preprocess, teacher, folder, console, model.spec.classes)
     schedule, batches, prepare = _stream(options, source, preprocess, labels)
-    begin = {"params": checkpoint.params, "q": {a: dict(s) for a, s in fit.qstate.items()}}
-    beside = teacher if options.distillation == "teacher" else None
-    objective = _objective(row, model, begin, known, prepare, beside, schedule.steps)
+    begin = {"params": checkpoint.params, "q": {a: dict(fit.qstate[a]) for a in plan}}
+    beside = teacher if options.distillation in TAUGHT else None
+    objective = _objective(row.planned(plan), model, begin, known, prepare, beside, schedule)
     if options.holdout:
-        objective = objective._replace(validate=_validation(row, model, held, preprocess))
+        validate = _validation(row.planned(plan), model, held, preprocess)
+        objective = objective._replace(validate=validate)
     about = _about(row, checkpoint, source, schedule, teacher, labels)
     keeper = Keeper(folder, about, options.save_every, scored=options.holdout > 0)
     log = Log(folder / "metrics.jsonl", folder / "events" if options.tensorboard else None)
-    text = f"training {row.name}, {options.epochs} epochs"
+    text = f"training {row.name}"
     try:
         with console.steps(schedule.steps, text) as bar:
             progress = run(
@@ -84,23 +79,32 @@ def trained(
     finally:
         keeper.close()
     final = averaged(progress)
+    left = {a: q for a, q in row.plan.items() if a not in plan}
+    fresh = calibrate(model.forward, final["params"], images, left, known) if left else {}
     note = {
         "steps": schedule.steps,
         "taken": int(progress.step),
         "best": best,
         **_curves(read(log.path)),
-        "weights": method.summary(row.plan, known, final, progress.carried),
+        "weights": method.summary(plan, known, final, progress.carried),
         "labels": None if labels is None else {k: labels.header[k] for k in ("teacher", "digest", "crops", "keep")},
     }
-    return Fitted(row.plan, final["q"], {**fit.notes, "training": note}, final["params"])
+    states = {**final["q"], **fresh}
+    return Fitted(row.plan, {a: states[a] for a in row.plan}, {**fit.notes, "training": note}, final["params"])
 
 
 def _objective(
-    row: Row, model: Model, begin: Any, known: Sites, prepare: tapes.Prepare, beside: Checkpoint | None, steps: int
+    row: Row,
+    model: Model,
+    begin: Any,
+    known: Sites,
+    prepare: tapes.Prepare,
+    beside: Checkpoint | None,
+    schedule: Schedule,
 ) -> Objective:
     """What the row's method minimises and does besides; ``beside`` is the teacher of the same images."""
     options, method = row.options, row.method
-    told = method.tape_loss(options)
+    told, seen = method.tape_loss(options, known), frozenset(method.watched(options, known))
 
     def loss(student: tapes.Tape, taught: tapes.Tape, batch: Mapping[str, Any]) -> Any:
         if "index" in batch:
@@ -113,6 +117,7 @@ def _objective(
         model.forward,
         row.plan,
         prepare,
+        where=seen.__contains__,
         teacher=None if beside is None else beside.model.forward,
         precision=options.precision,
         drop=method.drop(options, known),
@@ -120,11 +125,11 @@ def _objective(
     return Objective(
         run_both,
         () if beside is None else beside.params,
-        method.regularizer(options, row.plan, known, steps),
+        method.regularizer(options, row.plan, known, schedule.steps),
         method.after(options, row.plan, known),
         method.carried(row.plan, known, begin),
         tapes.locator(model.forward, row.plan, prepare, known, options.precision),
-        reweighting=method.reweighting(options, row.plan, known),
+        reweighting=method.reweighting(options, row.plan, known, schedule),
     )
 
 
@@ -142,16 +147,21 @@ def _stream(
     options: Any, source: Source, preprocess: Preprocess, labels: SoftLabels | None
 ) -> tuple[Schedule, Batches, tapes.Prepare]:
     """The schedule, the batches from any step on, and what prepares them inside the step."""
+    epochs, steps = options.epochs, options.steps
     if labels is not None:
-        count = crop_steps(len(labels), options.batch, options.epochs, options.crops)
+        while steps > crop_steps(len(labels), options.batch, epochs, options.crops):
+            epochs *= 2
+        count = steps or crop_steps(len(labels), options.batch, epochs, options.crops)
         schedule = dataclasses.replace(options.schedule(len(labels)), steps=count)
-        args = (source, labels, preprocess, options.batch, options.crops, options.epochs, options.seed)
+        args = (source, labels, preprocess, options.batch, options.crops, epochs, options.seed)
         return schedule, lambda start: crop_batches(*args, start=start), preparation(preprocess, None)
+    schedule = options.schedule(len(source))
+    epochs = max(epochs, -(-schedule.steps // max(len(source) // options.batch, 1)))
     plain = isinstance(source, Gathers) and preprocess.is_arithmetic(source[0]["image"].shape)
     crop = None if plain else preprocess
     return (
-        options.schedule(len(source)),
-        lambda start: train_batches(source, options.batch, options.seed, options.epochs, crop, start),
+        schedule,
+        lambda start: train_batches(source, options.batch, options.seed, epochs, crop, start),
         preparation(preprocess, options.shift),
     )
 

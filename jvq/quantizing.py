@@ -9,10 +9,10 @@ from jvq import accounting, evaluate_maps, inspection
 from jvq.config import Run
 from jvq.core.calibrate import Fitted
 from jvq.data import sample
-from jvq.fitting import Material, fitted_row
+from jvq.fitting import fitted_row
 from jvq.opening import data_of, described, opened, warnings_of
 from jvq.report import Console
-from jvq.rows import Frozen, Row, apart, draw, fitted_checkpoint, float_row, plans, scored, task_of
+from jvq.rows import Frozen, Material, Row, apart, draw, fitted_checkpoint, float_row, plans, scored, task_of
 from jvq.stages import Stages
 
 

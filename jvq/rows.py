@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jvq.core.calibrate import Fitted
 from jvq.core.freeze import freeze
 from jvq.core.quantizer import Quantizer, State
 from jvq.core.recipe import Sites, matching, resolve, sites
-from jvq.data import Loader
+from jvq.data import Loader, Preprocess, Source
 from jvq.journal import Journal, fingerprint
 from jvq.methods import METHODS
 from jvq.methods.minmax import FLOAT
@@ -53,6 +53,18 @@ class Row:
             name, what = self.method.__name__.rpartition(".")[2], self.method.measures(self.options)
         mark = fingerprint(params, images, *what)
         return Journal(workdir / f"{name}-{mark[:8]}.jsonl", mark)
+
+
+class Material(NamedTuple):
+    """What fitting a row may draw on."""
+
+    checkpoint: Checkpoint
+    known: Sites
+    images: np.ndarray  # for calibration, float [b y x c]
+    train: Source
+    preprocess: Preprocess
+    workdir: Path
+    console: Console
 
 
 def plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, list[Row]]:

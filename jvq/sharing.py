@@ -8,11 +8,11 @@ import jax
 
 from jvq.core.calibrate import Fitted, calibrate_all
 from jvq.core.recipe import Plan, forms
-from jvq.fitting import Material, fitted_row
+from jvq.fitting import fitted_row
 from jvq.models.weights import Checkpoint
 from jvq.quantizers import Grouped
 from jvq.quantizers.grouped import cut, padded
-from jvq.rows import Row, fitted_checkpoint
+from jvq.rows import Material, Row, fitted_checkpoint
 
 Key = tuple[str, str]
 Plans = Mapping[Key, Row]

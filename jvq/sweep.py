@@ -16,7 +16,6 @@ from jvq.core.calibrate import Fitted
 from jvq.core.quantizer import State
 from jvq.core.recipe import Sites
 from jvq.data import Loader, sample
-from jvq.fitting import Material
 from jvq.models.weights import Checkpoint
 from jvq.report import Console
 from jvq.stages import Stages
@@ -51,7 +50,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         seeded = {key: _seeded(row, seed) for key, row in plans.items()}
         with stages.stage("fit"):
             images = sample(train, loader.preprocess, cfg.data.calibration, seed).images
-            material = Material(checkpoint, known, images, train, loader.preprocess, workdir, console)
+            material = rows.Material(checkpoint, known, images, train, loader.preprocess, workdir, console)
             fits = sharing.fitted(seeded, material)
         if seed == cfg.seed:
             with stages.stage("inspect"):  # at the last width, with the first seed

@@ -308,3 +308,13 @@ def test_the_process_runs_and_writes_a_report(root, tmp_path):
     assert found["command"].startswith("python -m jvq.main --config")
     assert found["schema"] == report.SCHEMA
     assert sorted(os.listdir(tmp_path / "work")) == ["report.json", "report.md"]
+
+
+@pytest.mark.parametrize(("asked", "told"), [([], False), (["--verbosity=0"], True)])
+def test_what_libraries_log_is_told_only_when_asked_for(asked, told, tmp_path):
+    """Every checkpoint would be a screen of orbax otherwise."""
+    said = "from absl import logging; from jvq import main; main.main = lambda argv: logging.info('a screen'); "
+    done = subprocess.run(
+        [sys.executable, "-c", said + "main.entry()", *asked], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert ("a screen" in done.stderr) == told

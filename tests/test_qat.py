@@ -10,6 +10,7 @@ import pytest
 
 from jvq import evaluate, fitting, qat, rows, run
 from jvq.config import config, typed
+from jvq.core import calibrate
 from jvq.core.recipe import sites
 from jvq.data import InMemory, Preprocess, open_source, sample
 from jvq.data.records import split
@@ -57,7 +58,7 @@ def material(root, workdir):
     known = sites(checkpoint.model.forward, checkpoint.params, checkpoint.model.image)
     preprocess, train = Preprocess.from_dict(PREPROCESS), open_source("npz", "train", str(root))
     images = sample(train, preprocess, 8, 0).images
-    return fitting.Material(checkpoint, known, images, train, preprocess, workdir, Console(quiet=True))
+    return rows.Material(checkpoint, known, images, train, preprocess, workdir, Console(quiet=True))
 
 
 def row_of(cfg, known):
@@ -154,7 +155,51 @@ def test_a_loss_that_is_not_finite_names_step_address_and_checkpoint(root, unint
     fit = fitting.Fitted(row.plan, uninterrupted[0].qstate)
     says = r"training step 1: the loss is nan, the first value .* is in block00/mlp/fc2\.x; .*checkpoint is none; lower"
     with pytest.raises(ValueError, match=says):
-        qat.trained(row, fit, checkpoint, m.known, m.train, m.preprocess, m.workdir, m.console)
+        qat.trained(row, fit, m._replace(checkpoint=checkpoint))
+
+
+@pytest.mark.slow
+def test_weights_can_stay_float_in_training_and_be_quantised_behind_it(root, tmp_path):
+    """GPLQ's order: activations first, from features; then the weights' scales on what became of them."""
+    m = material(root, tmp_path)
+    cfg = configured(root, stage="activations", distillation="features", steps=7)
+    row = row_of(cfg, m.known)
+    fit = fitting.fitted_row(row, m)
+    assert fit.notes["training"]["steps"] == 7
+    assert list(fit.qstate) == list(row.plan)
+    weights = {a: q for a, q in row.plan.items() if m.known[a].path is not None}
+    for a, q in weights.items():
+        value = calibrate.leaf(fit.params, m.known[a])
+        assert (np.asarray(value) != np.asarray(calibrate.leaf(m.checkpoint.params, m.known[a]))).any(), a
+        want = q.init(value, m.known[a].letters)
+        np.testing.assert_allclose(fit.qstate[a]["scale"], want["scale"], rtol=1e-5, err_msg=a)
+    losses = fit.notes["training"]["curves"]["features"]
+    assert np.isfinite(losses).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [dict(transitions=0.01), dict(anneal=0.5, anneal_band=0.05)])
+def test_other_ways_to_step_train_and_go_on_after_an_interruption(changes, root, tmp_path, monkeypatch):
+    whole = fitting.fitted_row(*_row_and(root, tmp_path / "whole", changes))
+    row, m = _row_and(root, tmp_path / "torn", changes)
+    real = qat.train_batches
+
+    def torn(*args):
+        for i, batch in enumerate(real(*args)):
+            if i == 9:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(qat, "train_batches", torn)
+    with pytest.raises(KeyboardInterrupt):
+        fitting.fitted_row(row, m)
+    monkeypatch.setattr(qat, "train_batches", real)
+    jax.tree.map(np.testing.assert_array_equal, fitting.fitted_row(row, m).params, whole.params)
+
+
+def _row_and(root, workdir, changes):
+    m = material(root, workdir)
+    return row_of(configured(root, **changes), m.known), m
 
 
 @pytest.mark.slow

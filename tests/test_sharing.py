@@ -10,11 +10,11 @@ import pytest
 from jvq import evaluate, rows, sharing
 from jvq.core.calibrate import calibrate
 from jvq.core.recipe import sites
-from jvq.fitting import Material
 from jvq.methods import igq
 from jvq.models import build
 from jvq.models.weights import Checkpoint
 from jvq.report import Console
+from jvq.rows import Material
 
 TINY = {"image": (8, 8), "channels": 1, "patch": 4, "dim": 16, "depth": 1, "heads": 2, "classes": 3}
 OPTIONS = {

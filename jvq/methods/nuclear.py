@@ -20,7 +20,10 @@ from jvq.methods.bias import bias_of
 
 Looked = Literal["map", "scores", "output"]
 OUTPUT = {"attn": "proj.y", "mlp": "fc2.y"}
-INPUT = {"attn": "qkv.x", "mlp": "fc1.x"}
+INPUT = {  # the operands that are a module's input, as far as they are there; the last three of a merged attention
+    "attn": ("qkv.x", "query_key.x", "value.x", "qk.k"),
+    "mlp": ("fc1.x",),
+}
 
 
 class Module(NamedTuple):
@@ -82,7 +85,7 @@ def omegas(
     errors = {m.name: np.zeros(len(states)) for m in found}
     static = forms({a: plan[a] for m in found for a in m.addresses if a in plan})
     norm_at, error_at = (tuple((m.name, m.looked(at)) for m in found) for at in looked)
-    entries = tuple(f"{m.name}/{INPUT[m.kind]}" for m in found)
+    entries = tuple(a for m in found for a in _inputs(m, known))
     biases = {m.name: bias_of(params, known, f"{m.name}/fc2") for m in found if m.kind == "mlp"}
     for i in range(0, len(images), batch):
         x = jnp.asarray(images[i : i + batch])
@@ -93,6 +96,12 @@ def omegas(
             for name, value in jax.device_get(_errors(forward, static, error_at, entries, params, mine, x)).items():
                 errors[name][j] += float(value) / len(images)
     return {m.name: (norms[m.name] * errors[m.name]).tolist() for m in found}, norms
+
+
+def _inputs(module: Module, known: Sites) -> list[str]:
+    """The addresses of a module's input."""
+    there = [a for end in INPUT[module.kind] if (a := f"{module.name}/{end}") in known]
+    return there[:1] if there[0].endswith("qkv.x") else there  # keys of its own
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -128,9 +137,8 @@ def _errors(
     inner = quantized(dict(plan), qstate)
 
     def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
-        if f"{site}.x" in entries:
-            operands = {**operands, "x": plain[f"{site}.x"]}
-        return inner(site, equation, **operands)
+        float_inputs = {role: plain[a] for role in operands if (a := f"{site}.{role}") in entries}
+        return inner(site, equation, **{**operands, **float_inputs})
 
     forward(params, x, recording(tape, wanted.__contains__, packed_dot(dot)))
     return {name: jnp.square(tape[address] - plain[address]).sum() for name, address in looked}

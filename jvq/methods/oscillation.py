@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Float
 
 MOMENTUM = 0.001  #: of the moving average of reversals
 THRESHOLD = 0.005  #: a weight oscillates when it reverses more often: a period of less than 400 steps
-WIDEST = 4  #: bits of weights that are tracked
 NEAR = 0.05  #: of a step, on either side of the boundary between two codes
 
 
@@ -43,7 +42,9 @@ def oscillating(track: Track, threshold: float = THRESHOLD) -> Bool[Array, "..."
     return track.frequency > threshold
 
 
-def near_boundary(steps: Float[Array, "..."], low: jax.Array, high: jax.Array) -> Bool[Array, "..."]:
-    """Which weights, given as ``w / scale``, lie within 0.05 of a step of where their code changes."""
-    off = jnp.abs(jnp.abs(steps - jnp.round(steps)) - 0.5) < NEAR
+def near_boundary(
+    steps: Float[Array, "..."], low: jax.Array, high: jax.Array, band: float = NEAR
+) -> Bool[Array, "..."]:
+    """Which weights, given as ``w / scale``, lie within ``band`` of a step of where their code changes."""
+    off = jnp.abs(jnp.abs(steps - jnp.round(steps)) - 0.5) < band
     return off & (steps > low) & (steps < high)

@@ -9,20 +9,22 @@ configs/vvtq_ablation.py is measured.
 import dataclasses
 import importlib.util
 from collections.abc import Mapping, MutableMapping
+from fnmatch import fnmatch
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
 
 from jvq.core.axes import ordered
 from jvq.core.calibrate import Fitted, Track, calibrate, leaf, silent
 from jvq.core.quantizer import Quantizer
 from jvq.core.recipe import Forward, Operand, Plan, Recipe, Sites
-from jvq.methods import minmax, oscillation
+from jvq.methods import distillation, latent, minmax, oscillation, transitions
+from jvq.methods.annealing import annealed
 from jvq.methods.bins import AGGREGATES, VARIANCES, Aggregate, Variance, bin_loss, strength
+from jvq.methods.distillation import DISTILLATIONS, Distillation
 from jvq.methods.minmax import at, edge_words, edges, is_edge, outputs, width, widths
 from jvq.quantizers import Learned
 from jvq.quantizers.learned import GRADIENTS, STARTS, Gradient, Start
@@ -31,17 +33,18 @@ from jvq.schedule import Rule, Schedule
 
 Granularity = Literal["tensor", "head", "channel"]
 Offset = Literal["gelu", "all", "none"]
-Distillation = Literal["teacher", "stored", "none"]
+Stage = Literal["both", "activations"]
 Mdq = Literal["grad", "lr", "off"]
 PLAIN_BITS = 8  #: from which on nothing is regularised
+HEADS = ("head", "head_dist")
 BARS = 96  #: of a histogram of weights
-LEFT = {  # families of operands that "leave" keeps float: the ends of their addresses
+LEFT = {  # what "leave" keeps float: patterns of addresses
     "": (),
-    "mlp": ("fc1.x", "fc1.w", "fc2.x", "fc2.w"),
-    "attention": ("qkv.x", "qkv.w", "qk.q", "qk.k", "pv.p", "pv.v", "proj.x", "proj.w"),
-    "query": ("qk.q",),
-    "key": ("qk.k",),
-    "value": ("pv.v",),
+    "mlp": ("*/mlp/*",),
+    "attention": ("*/attn/*",),
+    "query": ("*/qk.q",),
+    "key": ("*/qk.k",),
+    "value": ("*/pv.v",),
 }
 TRAINS = True  #: fitting takes training images
 CROPS = dict(distillation="stored", crop_scale=(0.08, 0.936))
@@ -69,9 +72,7 @@ class Options:
     act_start: Start = "mse"
     act_gradient: Gradient = "lsq"  # what the gradients of activations' scales are multiplied by
     mdq: Mdq = "grad"  # weights' scales weighed by the module: by gradient, by learning rate, or as in LSQ
-    distillation: Distillation = (
-        "teacher"  # a float model on the same images; soft labels of crops on disk; labels alone
-    )
+    distillation: Distillation = "teacher"
     teacher: str = ""  # weights of the teacher; "": the checkpoint that is quantised
     labels: str = ""  # folder of stored soft labels; "": made in the workdir
     crops: int = 4  # stored crops an image, of each image an epoch sees one
@@ -82,7 +83,12 @@ class Options:
     bin_variance: Variance = "sum_sq"
     bin_strength: float = 1e-3  # of the regulariser at the end; 0: none
     bin_start: float = 0.25  # share of the steps without it
+    transitions: float = 0.0  # share of codes that change a step, at the top of the schedule; 0: by learning rate alone
+    anneal: float = 0.0  # share of the steps, at the end, that train weights next to a boundary only
+    anneal_band: float = 0.005  # how near, in steps of the scale
+    stage: Stage = "both"  # "activations": weights stay float in training and are quantised behind it
     epochs: int = 6
+    steps: int = 0  # instead of epochs; 0: as many as these have
     batch: int = 128
     learning_rate: float = 5e-4
     warmup: float = 0.05  # fraction of the steps
@@ -109,7 +115,8 @@ class Options:
             ("leave", tuple(LEFT)),
             ("take", ("last", "best")),
             ("precision", ("float32", "bfloat16")),
-            ("distillation", get_args(Distillation)),
+            ("distillation", DISTILLATIONS),
+            ("stage", get_args(Stage)),
             ("bins", AGGREGATES),
             ("bin_variance", VARIANCES),
             ("weight_start", STARTS),
@@ -120,13 +127,13 @@ class Options:
         for name in ("epochs", "batch", "crops", "keep", "save_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"method.{name}: got {getattr(self, name)}, must be at least 1")
-        for name in ("bin_start", "hard", "warmup", "ema", "drop_path"):
+        for name in ("bin_start", "hard", "warmup", "ema", "drop_path", "transitions", "anneal"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"method.{name}: got {getattr(self, name)}, must be in [0, 1)")
-        for name in ("bin_strength", "holdout", "weight_decay", "shift"):
+        for name in ("bin_strength", "holdout", "steps", "weight_decay", "shift"):
             if getattr(self, name) < 0:
                 raise ValueError(f"method.{name}: got {getattr(self, name)}, must be at least 0")
-        for name in ("learning_rate", "scale_rate", "clip"):
+        for name in ("learning_rate", "scale_rate", "clip", "anneal_band"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"method.{name}: got {getattr(self, name)}, must be positive")
         if self.batch % (parts := self.accumulate) or (
@@ -141,6 +148,10 @@ class Options:
             raise ValueError(f"method.crop_scale: got {self.crop_scale}, must be two shares of an area, in order")
         if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
             raise ValueError("method.tensorboard: needs tensorboardX, which pip install 'jvq[tensorboard]' brings")
+        if self.stage == "activations" and (self.transitions or self.anneal):
+            raise ValueError(
+                "method.stage: 'activations' trains float weights, which have no transitions or boundaries"
+            )
         if self.take == "best" and not self.holdout:
             raise ValueError("method.take: 'best' needs images to tell it by, method.holdout")
         self.schedule(self.batch)  # whose own fields are checked there
@@ -152,7 +163,7 @@ class Options:
     def schedule(self, images: int) -> Schedule:
         """The schedule for a training set of that many images, remainders of epochs dropped."""
         return Schedule(
-            self.epochs * (images // self.batch),
+            self.steps or self.epochs * (images // self.batch),
             self.learning_rate,
             self.warmup,
             self.weight_decay,
@@ -170,7 +181,7 @@ def recipe(options: Options, known: Sites) -> Recipe:
     rules: list[tuple[str, Quantizer | None]] = []
     heads = {o.site.rpartition("/")[0]: o.shape[o.letters.index("h")] for o in known.values() if o.role == "p"}
     for address, o in known.items():
-        if LEFT[options.leave] and address.endswith(LEFT[options.leave]):
+        if any(fnmatch(address, pattern) for pattern in LEFT[options.leave]):
             continue
         weight_bits, act_bits = edges(options) if is_edge(o) else options.widths()
         if o.path is not None:
@@ -241,30 +252,25 @@ def drop(options: Options, known: Sites) -> dict[str, float]:
     return {site: options.drop_path * (i // 2) / last for i, site in enumerate(ends)} if options.drop_path else {}
 
 
-def tape_loss(options: Options) -> Any:
-    """The loss on two tapes (:mod:`jvq.tapes`): cross-entropy with soft labels, with labels, or with both.
+def tape_loss(options: Options, known: Sites) -> distillation.Loss:
+    """The loss on two tapes, which need the addresses of :func:`watched`."""
+    return distillation.loss(options.distillation, options.hard, watched(options, known))
 
-    Soft labels are the teacher's of the same images, or of ``batch["soft"]`` [b o].
-    """
 
-    def loss(student: Any, teacher: Any, batch: Mapping[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        logits = student["output"]
-        top1 = (logits.argmax(axis=-1) == batch["label"]).mean()
-        labelled = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
-        if options.distillation == "none":
-            return labelled, {"top1": top1}
-        soft = batch["soft"] if options.distillation == "stored" else jax.nn.softmax(teacher["output"])
-        told = optax.softmax_cross_entropy(logits, soft).mean()
-        value = (1 - options.hard) * told + options.hard * labelled
-        entropy = -(soft * jnp.log(jnp.maximum(soft, 1e-30))).sum(axis=-1).mean()
-        return value, {"top1": top1, "kl": told - entropy}
+def watched(options: Options, known: Sites) -> list[str]:
+    """The addresses that the loss looks at: the heads' inputs, to learn features."""
+    heads = [a for a, o in known.items() if o.role == "x" and o.site in HEADS]
+    return heads if options.distillation == "features" else []
 
-    return loss
+
+def trained(options: Options, plan: Plan, known: Sites) -> dict[str, Quantizer]:
+    """The part of the plan under which is trained."""
+    return {a: q for a, q in plan.items() if options.stage == "both" or known[a].path is None}
 
 
 def regularizer(options: Options, plan: Plan, known: Sites, steps: int) -> Any:
     """The bin regulariser of all weights below 8 bits; None without one."""
-    drawn = {a: q for a, q in _learned(plan).items() if known[a].path is not None and q.bits < PLAIN_BITS}
+    drawn = {a: q for a, q in latent.learned(plan).items() if known[a].path is not None and q.bits < PLAIN_BITS}
     if not options.bin_strength or not drawn:
         return None
 
@@ -281,30 +287,44 @@ def regularizer(options: Options, plan: Plan, known: Sites, steps: int) -> Any:
 
 def after(options: Options, plan: Plan, known: Sites) -> Any:
     """What follows each update: positive scales, and the tracks of the weights' codes."""
-    learned, tracked = _learned(plan), _tracked(plan, known)
+    learned, tracked = latent.learned(plan), latent.followed(plan, known)
 
     def follow(trained: Any, carried: Any, step: jax.Array) -> tuple[Any, Any, dict[str, jax.Array]]:
         q = {a: learned[a].projected(s) if a in learned else s for a, s in trained["q"].items()}
         trained = {**trained, "q": q}
-        tracks = {a: oscillation.follow(t, _codes(tracked[a], trained, known[a])) for a, t in carried.items()}
+        tracks = {a: oscillation.follow(t, latent.codes(tracked[a], trained, known[a])) for a, t in carried.items()}
         if not tracks:
             return trained, tracks, {}
+        count = sum(t.code.size for t in tracks.values())
         back = jnp.stack([oscillation.oscillating(t).sum() for t in tracks.values()]).sum()
-        return trained, tracks, {"oscillating": back / sum(t.code.size for t in tracks.values())}
+        moved = jnp.stack([(t.code != carried[a].code).sum() for a, t in tracks.items()]).sum()
+        return trained, tracks, {"oscillating": back / count, "transitions": moved / count}
 
     return follow
 
 
-def reweighting(options: Options, plan: Plan, known: Sites) -> optax.GradientTransformation | None:
-    """With ``mdq="lr"``: updates of weights' scales times their module's factor over the mean of all modules'.
+def reweighting(options: Options, plan: Plan, known: Sites, schedule: Schedule) -> optax.GradientTransformation | None:
+    """What happens to updates behind the schedule's rule; None where nothing does."""
+    weights, parts = latent.followed(plan, known), []
+    every = {a: q for a, q in latent.learned(plan).items() if known[a].path is not None}
+    if options.mdq == "lr" and every:
+        parts.append(module_rates(every, known))
+    if options.transitions and weights:
+        parts.append(
+            transitions.scheduled(weights, known, options.transitions, schedule.learning_rate, schedule.rate())
+        )
+    if options.anneal and weights:
+        start = schedule.steps - round(options.anneal * schedule.steps)
+        parts.append(annealed(weights, known, start, options.anneal_band))
+    return optax.chain(*parts) if parts else None
+
+
+def module_rates(weights: Mapping[str, Learned], known: Sites) -> optax.GradientTransformation:
+    """Updates of weights' scales times their module's factor over the mean of all modules' (``mdq="lr"``).
 
     Adam undoes a constant factor of a gradient, so this is how module-dependent scales act under it (spec, section 4).
     """
-    if options.mdq != "lr":
-        return None
-    mine = {a: dataclasses.replace(q, gradient="l1") for a, q in _learned(plan).items() if known[a].path is not None}
-    if not mine:
-        return None
+    mine = {a: dataclasses.replace(q, gradient="l1") for a, q in weights.items()}
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         found = {
@@ -319,20 +339,7 @@ def reweighting(options: Options, plan: Plan, known: Sites) -> optax.GradientTra
 
 def carried(plan: Plan, known: Sites, trained: Any) -> dict[str, oscillation.Track]:
     """The tracks before the first step."""
-    return {a: oscillation.begin(_codes(q, trained, known[a])) for a, q in _tracked(plan, known).items()}
-
-
-def _codes(q: Learned, trained: Any, o: Operand) -> Float[Array, "..."]:
-    return q.codes(trained["q"][o.address], leaf(trained["params"], o), o.letters)
-
-
-def _learned(plan: Plan) -> dict[str, Learned]:
-    return {a: q for a, q in plan.items() if isinstance(q, Learned)}
-
-
-def _tracked(plan: Plan, known: Sites) -> dict[str, Learned]:
-    """The weights of few bits inside the model."""
-    return {a: q for a, q in _learned(plan).items() if known[a].path is not None and q.bits <= oscillation.WIDEST}
+    return {a: oscillation.begin(latent.codes(q, trained, known[a])) for a, q in latent.followed(plan, known).items()}
 
 
 def summary(plan: Plan, known: Sites, trained: Any, tracks: Mapping[str, oscillation.Track]) -> dict[str, Any]:
@@ -341,15 +348,15 @@ def summary(plan: Plan, known: Sites, trained: Any, tracks: Mapping[str, oscilla
     ``histogram`` counts ``w / scale`` from ``low - 1`` to ``high + 1``.
     """
     found = {}
-    for a, q in _tracked(plan, known).items():
-        state, w = trained["q"][a], leaf(trained["params"], known[a])
-        steps, low, high = q.steps(state, w, known[a].letters), state["low"], state["high"]
+    for a, q in latent.followed(plan, known).items():
+        state, steps = trained["q"][a], latent.steps(q, trained, known[a])
+        low, high = state["low"], state["high"]
         near, back = oscillation.near_boundary(steps, low, high), oscillation.oscillating(tracks[a])
         counts, _ = np.histogram(np.clip(steps, low - 1, high + 1), BARS, (float(low) - 1, float(high) + 1))
         found[a] = {
             "oscillating": float(back.mean()),
             "near": float(near.mean()),
-            "weights": int(w.size),
+            "weights": int(steps.size),
             "ends": [float(low), float(high)],
             "histogram": counts.tolist(),
         }
@@ -359,11 +366,14 @@ def summary(plan: Plan, known: Sites, trained: Any, tracks: Mapping[str, oscilla
 def protocol(options: Options) -> dict[str, Any]:
     """What has to be known to compare a result of this method."""
     weight_bits, act_bits = options.widths()
+    length = f"{options.steps} steps" if options.steps else f"{options.epochs} epochs"
     said = {
         "teacher": f"distilled from {options.teacher or 'its own float checkpoint'} on the same images",
+        "features": f"distilled from the features of {options.teacher or 'its own float checkpoint'}",
         "stored": f"distilled from stored soft labels {options.labels}, {options.crops} crops an image at a time",
         "none": "trained on labels",
     }
+    taught = said[options.distillation]
     return {
         "weights": f"{width(weight_bits)}, learned scale per {options.granularity}, start {options.weight_start}",
         "linear inputs": f"{width(act_bits)}, learned scale, start {options.act_start}, offset: {options.offset}",
@@ -372,8 +382,14 @@ def protocol(options: Options) -> dict[str, Any]:
         "patch embedding and head": f"{edge_words(options)}",
         "float": "LayerNorm, softmax, GELU, biases, residual additions"
         + (f", {options.leave}" if options.leave else ""),
-        "training": f"{options.epochs} epochs, batch {options.batch}, {options.rule} {options.learning_rate}, "
-        + said[options.distillation],
+        "training": f"{length} of {options.batch}, {options.rule} {options.learning_rate:g}, {taught}",
+        "weights in training": {"both": "quantised", "activations": "float, quantised at the end"}[options.stage],
+        "steps of weights": f"so that {options.transitions:g} of codes change"
+        if options.transitions
+        else "learning rate",
+        "annealing": f"the last {options.anneal:.0%} of the steps, {options.anneal_band:g} of a scale from a boundary"
+        if options.anneal
+        else "none",
         "module-dependent scales": options.mdq,
         "bin regulariser": f"{options.bins} + {options.bin_variance}, {options.bin_strength}, below 8 bits"
         if options.bin_strength

@@ -36,6 +36,7 @@ def weight(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ..
     return module.param(name, init, shape)
 
 
+@jax.custom_jvp
 def ordered_sum(x: Float[Array, "*lead n"]) -> Float[Array, "*lead 1"]:
     """The sum over the last axis, added in one fixed order on CPU.
 
@@ -53,6 +54,12 @@ def ordered_sum(x: Float[Array, "*lead n"]) -> Float[Array, "*lead 1"]:
         return x
 
     return jax.lax.platform_dependent(x, cpu=halves, default=lambda x: x.sum(axis=-1, keepdims=True))
+
+
+@ordered_sum.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Tangents in XLA's order, whose transpose is one broadcast instead of a pad for each halving."""
+    return ordered_sum(*primals), tangents[0].sum(axis=-1, keepdims=True)
 
 
 def pooled(x: Float[Array, "b n d"]) -> Float[Array, "b 1 d"]:
@@ -110,9 +117,13 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; the fused projection is one product whose kernel has letters [d,s,h,e]."""
+    """Multi-head self-attention; the fused projection is one product whose kernel has letters [d,s,h,e].
+
+    ``merged``: query and key are one matrix a head, and the tokens themselves the keys (:mod:`jvq.models.merging`).
+    """
 
     heads: int
+    merged: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], dot: Dot) -> Float[Array, "b n d"]:
@@ -120,10 +131,16 @@ class Attention(nn.Module):
         e = dim // self.heads
         # Products come out in XLA's own order (shared, left, right); turning them is left to a transposition, or the
         # compiler chooses how to multiply by the batch size, and with it the rounding.
-        qkv = Linear("bnd,dshe->bnshe", (dim, 3, self.heads, e), name="qkv")(x, dot)
-        q, k, v = rearrange(qkv, "b n s h e -> s b h n e")
-        p = softmax(dot(f"{here}/qk", "bhqe,bhke->bhqk", q=q * e**-0.5, k=k))
-        y = dot(f"{here}/pv", "bhqk,bhke->bhqe", p=p, v=v)
+        if self.merged:
+            z = Linear("bnd,dho->bnho", (dim, self.heads, dim), name="query_key")(x, dot)
+            v = Linear("bnd,dhe->bnhe", (dim, self.heads, e), name="value")(x, dot)
+            z, v = rearrange(z, "b n h d -> b h n d"), rearrange(v, "b n h e -> b h n e")
+            scores = dot(f"{here}/qk", "bhqd,bkd->bhqk", q=z * e**-0.5, k=x)
+        else:
+            qkv = Linear("bnd,dshe->bnshe", (dim, 3, self.heads, e), name="qkv")(x, dot)
+            q, k, v = rearrange(qkv, "b n s h e -> s b h n e")
+            scores = dot(f"{here}/qk", "bhqe,bhke->bhqk", q=q * e**-0.5, k=k)
+        y = dot(f"{here}/pv", "bhqk,bhke->bhqe", p=softmax(scores), v=v)
         return Linear("bnd,do->bno", (dim, dim), name="proj")(rearrange(y, "b h q e -> b q (h e)"), dot)
 
 
@@ -162,11 +179,12 @@ class Block(nn.Module):
     hidden: int
     eps: float
     layer_scale: float | None
+    merged: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], dot: Dot) -> Float[Array, "b n d"]:
         for i, (norm, layer) in enumerate(
-            (("norm1", Attention(self.heads, name="attn")), ("norm2", Mlp(self.hidden, name="mlp"))), 1
+            (("norm1", Attention(self.heads, self.merged, name="attn")), ("norm2", Mlp(self.hidden, name="mlp"))), 1
         ):
             y = layer(Norm(self.eps, name=norm)(x), dot)
             if self.layer_scale is not None:

@@ -39,6 +39,7 @@ class Spec:
     mlp_ratio: float = 4.0
     classes: int = 1000  # 0: no head, the forward gives the pooled features
     eps: float = 1e-5
+    merged: bool = False  # query and key as one matrix a head (jvq.models.merging)
 
     def __post_init__(self) -> None:
         y, x = self.image
@@ -122,7 +123,7 @@ class Block(nn.Module):
             y = jnp.roll(y, (-shift, -shift), (1, 2))
         y = rearrange(y, "b (i p) (j q) d -> b (i j) (p q) d", p=size, q=size)
         apart = apart_by_shift(padded, size, shift) if shift else None
-        y = WindowAttention(self.heads, size, name="attn")(y, apart, dot)
+        y = WindowAttention(self.heads, size, self.spec.merged, name="attn")(y, apart, dot)
         y = rearrange(y, "b (i j) (p q) d -> b (i p) (j q) d", i=padded[0] // size, p=size)
         if shift:
             y = jnp.roll(y, (shift, shift), (1, 2))
@@ -136,14 +137,21 @@ class WindowAttention(nn.Module):
 
     heads: int
     window: int
+    merged: bool = False  # as in jvq.models.layers.Attention
 
     @nn.compact
     def __call__(self, x: Float[Array, "b m n d"], apart: np.ndarray | None, dot: Dot) -> Float[Array, "b m n d"]:
         here, dim = site(self), x.shape[-1]
         e = dim // self.heads
-        qkv = Linear("bmnd,dshe->bmnshe", (dim, 3, self.heads, e), name="qkv")(x, dot)
-        q, k, v = rearrange(qkv, "b m n s h e -> s b m h n e")
-        scores = dot(f"{here}/qk", "bmhqe,bmhke->bmhqk", q=q * e**-0.5, k=k)
+        if self.merged:
+            z = Linear("bmnd,dho->bmnho", (dim, self.heads, dim), name="query_key")(x, dot)
+            v = Linear("bmnd,dhe->bmnhe", (dim, self.heads, e), name="value")(x, dot)
+            z, v = rearrange(z, "b m n h d -> b m h n d"), rearrange(v, "b m n h e -> b m h n e")
+            scores = dot(f"{here}/qk", "bmhqd,bmkd->bmhqk", q=z * e**-0.5, k=x)
+        else:
+            qkv = Linear("bmnd,dshe->bmnshe", (dim, 3, self.heads, e), name="qkv")(x, dot)
+            q, k, v = rearrange(qkv, "b m n s h e -> s b m h n e")
+            scores = dot(f"{here}/qk", "bmhqe,bmhke->bmhqk", q=q * e**-0.5, k=k)
         table = self.param(
             "bias_table", nn.initializers.truncated_normal(0.02), ((2 * self.window - 1) ** 2, self.heads)
         )

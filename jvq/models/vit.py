@@ -51,6 +51,7 @@ class Spec:
     representation: int = 0  # width of a tanh layer before the head (augreg's pre_logits); 0: none
     layer_scale: float | None = None  # initial value; None: no LayerScale
     eps: float = 1e-6
+    merged: bool = False  # query and key as one matrix a head (jvq.models.merging)
 
     def __post_init__(self) -> None:
         y, x = self.image
@@ -113,7 +114,7 @@ class ViT(nn.Module):
         x = self.tokens(images, dot)
         hidden = round(s.dim * s.mlp_ratio)
         for i in range(s.depth):
-            x = Block(s.heads, hidden, s.eps, s.layer_scale, name=f"block{i:02d}")(x, dot)
+            x = Block(s.heads, hidden, s.eps, s.layer_scale, s.merged, name=f"block{i:02d}")(x, dot)
         x = self.features(x)
         if not s.classes:
             return x if s.pool == "none" else x[:, 0]
