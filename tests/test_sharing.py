@@ -17,11 +17,12 @@ from jvq.report import Console
 from jvq.rows import Material
 
 TINY = {"image": (8, 8), "channels": 1, "patch": 4, "dim": 16, "depth": 1, "heads": 2, "classes": 3}
+QUICK = {"start": "quantile", "restarts": 1, "mstep": "cover", "weight_range": "max"}  # what compiles fast
 OPTIONS = {
-    "two": igq.Options(groups=2),
-    "five": igq.Options(groups=5, bits=3, mstep="cover"),
-    "other": igq.Options(groups=2, mstep="mean", distance="relative", weight_range="mse", qkv_range="max"),
-    "absolute": igq.Options(groups=2, distance="absolute"),
+    "two": igq.Options(groups=2, **QUICK),
+    "five": igq.Options(groups=5, bits=3, **QUICK),
+    "other": igq.Options(groups=2, distance="relative", qkv_range="max", **QUICK | {"mstep": "mean"}),
+    "absolute": igq.Options(groups=2, distance="absolute", **QUICK),
 }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -110,22 +111,19 @@ def resolve(recipe: Recipe, known: Sites) -> dict[str, Quantizer]:
         for address in matching(pattern, known):
             chosen[address] = quantizer
     plan = {address: q for address in known if (q := chosen.get(address)) is not None}
-    tried = set()  # many sites have the same quantiser and shape
     for address, quantizer in plan.items():
-        case = (quantizer, known[address].letters, known[address].shape)
-        if case not in tried:
-            _check(quantizer, known[address])
-            tried.add(case)
+        try:
+            _check(quantizer, known[address].letters, known[address].shape)
+        except ValueError as error:
+            raise ValueError(f"{address}: {error}") from None
     return plan
 
 
-def _check(quantizer: Quantizer, operand: Operand) -> None:
-    """Raises ``ValueError`` naming the address where the quantiser does not fit the operand."""
-    try:
-        quantizer.check(operand.letters, operand.shape)
-    except ValueError as error:
-        raise ValueError(f"{operand.address}: {error}") from None
-    x = jax.ShapeDtypeStruct(operand.shape, "float32")
-    state = jax.eval_shape(lambda x: quantizer.init(x, operand.letters), x)
-    y = jax.eval_shape(lambda s, x: quantizer.apply(s, x, operand.letters), state, x)
-    assert (y.shape, y.dtype) == (x.shape, x.dtype), f"{operand.address}: {quantizer} gives {y} for {x}"
+@functools.lru_cache(maxsize=1024)  # many sites have the same quantiser and shape; what raises is not kept
+def _check(quantizer: Quantizer, letters: str, shape: tuple[int, ...]) -> None:
+    """Raises ``ValueError`` where the quantiser does not fit an operand [letters] of that shape."""
+    quantizer.check(letters, shape)
+    x = jax.ShapeDtypeStruct(shape, "float32")
+    state = jax.eval_shape(lambda x: quantizer.init(x, letters), x)
+    y = jax.eval_shape(lambda s, x: quantizer.apply(s, x, letters), state, x)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype), f"{quantizer} gives {y} for {x}"

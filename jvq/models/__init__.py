@@ -1,6 +1,7 @@
 """Models: one architecture a file. The only place that knows Flax."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -48,7 +49,16 @@ class Model(NamedTuple):
 
     def shapes(self) -> Any:
         """The parameter tree as shapes and dtypes; nothing is computed."""
-        return jax.eval_shape(self.module.init, jax.random.key(0), jnp.zeros((1, *self.image)))["params"]
+        leaves, tree = _shapes(self.architecture, self.spec)
+        return jax.tree.unflatten(tree, leaves)
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(architecture: str, spec: Any) -> tuple[list[Any], Any]:
+    """Leaves and structure: tracing a model takes seconds, and its shapes are asked for again and again."""
+    module = ARCHITECTURES[architecture][1](spec)
+    image = jnp.zeros((1, *spec.image, spec.channels))
+    return jax.tree.flatten(jax.eval_shape(module.init, jax.random.key(0), image)["params"])
 
 
 def build(architecture: str, spec: Mapping[str, Any]) -> Model:

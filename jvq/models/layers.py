@@ -44,8 +44,18 @@ def ordered_sum(x: Float[Array, "*lead n"]) -> Float[Array, "*lead 1"]:
     image in a batch would differ by a last bit, and its quantised activations then by whole steps. Adding halves is
     elementwise, which nothing reorders, and no slower. Other devices' matrix products depend on the batch anyway.
     """
+    return _ordered_sum(x)
 
-    def halves(x: Float[Array, "*lead n"]) -> Float[Array, "*lead 1"]:
+
+@ordered_sum.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Tangents in XLA's order, whose transpose is one broadcast instead of a pad for each halving."""
+    return ordered_sum(*primals), tangents[0].sum(axis=-1, keepdims=True)
+
+
+@jax.jit  # traced once for a shape: a model has dozens of sums
+def _ordered_sum(x: jax.Array) -> jax.Array:
+    def halves(x: jax.Array) -> jax.Array:
         width = 1 << max(x.shape[-1] - 1, 0).bit_length()
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
         while width > 1:
@@ -54,12 +64,6 @@ def ordered_sum(x: Float[Array, "*lead n"]) -> Float[Array, "*lead 1"]:
         return x
 
     return jax.lax.platform_dependent(x, cpu=halves, default=lambda x: x.sum(axis=-1, keepdims=True))
-
-
-@ordered_sum.defjvp
-def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Tangents in XLA's order, whose transpose is one broadcast instead of a pad for each halving."""
-    return ordered_sum(*primals), tangents[0].sum(axis=-1, keepdims=True)
 
 
 def pooled(x: Float[Array, "b n d"]) -> Float[Array, "b 1 d"]:
