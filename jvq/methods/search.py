@@ -141,11 +141,15 @@ def search(
     if sides and not grid.rounds:
         start = best = float(scored(sides[0], ratios, ratios[sides[0]][None]).mean())
     steps = np.linspace(grid.alpha, grid.beta, grid.steps)
-    rounds = 0
+    rounds, corrections, scored_at = 0, 0, {}
     while sides and rounds < grid.rounds:
         rounds += 1
         before, was = best, [r.copy() for r in ratios]
         for side in sides:
+            beside = ratios[1 - side].tobytes(), corrections
+            if grid.anchor == "initial" and scored_at.get(side) == beside:
+                continue  # the same candidates beside the same operand: the incumbent is the best of them
+            scored_at[side] = beside
             around = ratios[side] if grid.anchor == "current" else np.ones_like(ratios[side])
             tried = np.concatenate([steps.reshape(-1, *[1] * around.ndim) * around, ratios[side][None]])
             got = scored(side, ratios, tried)
@@ -159,6 +163,7 @@ def search(
             best = float(np.where(better, got.max(axis=0), got[-1]).mean())
         if correct and bias is not None:
             shift = _mean_error(form, chunks, roles, states, ratios, weight)
+            corrections += not np.array_equal(offset, bias - shift)
             offset = bias - shift
         same = all((a == b).all() for a, b in zip(ratios, was, strict=True))
         if same or best - before < grid.tolerance:

@@ -343,6 +343,29 @@ def test_chunks_of_any_number_of_images_give_the_same(sizes):
     np.testing.assert_allclose(found.mean_error, whole.mean_error, atol=1e-6)
 
 
+@pytest.mark.parametrize("correct", [False, True])
+def test_nothing_is_scored_twice(correct, rng, monkeypatch):
+    """An operand whose partner, and correction, are what they were has been searched already."""
+    from jvq.methods import search as module
+
+    asked = []
+
+    def counted(form, side, data, states, fixed, tried):
+        offset = b"" if data["offset"] is None else np.asarray(data["offset"]).tobytes()
+        asked.append((side, np.asarray(fixed).tobytes(), offset))
+        return _scores(form, side, data, states, fixed, tried)
+
+    monkeypatch.setattr(module, "_scores", counted)
+    found = []
+    for bits in (3, 4, 6):
+        asked.clear()
+        layer = Linear(rng.normal(size=(4, 8, 16)), rng.normal(size=(16, 8)), rng.normal(size=8), bits)
+        found.append((layer.search(correct=correct).rounds, len(asked)))
+        assert len(set(asked)) == len(asked)
+    assert all(rounds < count <= 2 * rounds for rounds, count in found)
+    assert correct or any(count < 2 * rounds for rounds, count in found)
+
+
 @pytest.mark.parametrize("side", SIDES)
 def test_a_side_that_is_not_searched_keeps_its_interval(side):
     """The other one is searched against what its quantiser made of it."""
