@@ -7,8 +7,8 @@
 
 vit, deit or swin; bits; table. --config.model.merged=True makes query and key one matrix (OFQ) in all rows of a table.
 "vvtq" is our default; rows have the name of the one thing in which they differ, presets of several. Three seeds
-(calibration images, order of the training images, augmentation), 2,000 test images. Each run is 234 steps of 128 images
-(half an epoch), about three minutes of a core: hours with --config.method.steps=0 --config.method.epochs=6.
+(calibration images, order of the training images, augmentation), 2,000 test images. Each run is 150 steps of 128 images
+(a third of an epoch), about three minutes of a core: hours with --config.method.steps=0 --config.method.epochs=6.
 """
 
 from jvq.config import config
@@ -21,7 +21,6 @@ TABLES = {
         "labels": dict(distillation="none"),
         "no_bins": dict(bin_strength=0.0),
         "mdq_off": dict(mdq="off"),
-        "mdq_lr": dict(mdq="lr"),
         "lsq": PRESETS["lsq"],
     },
     "field": {
@@ -33,6 +32,7 @@ TABLES = {
         "features": dict(distillation="features"),
     },
     "scales": {
+        "mdq_lr": dict(mdq="lr"),
         "per_tensor": dict(granularity="tensor"),
         "per_head": dict(granularity="head"),
         "no_offset": dict(offset="none"),
@@ -60,7 +60,7 @@ def get_config(arg=None):
         "vvtq",
         weights=WEIGHTS[model or "vit"],
         bits=int(bits or 2),
-        steps=234,
+        steps=150,
         learning_rate=1e-3,
         rows={label: {"name": "vvtq", **row} for label, row in TABLES[table].items()} | {"igq": {"name": "igq"}},
         seeds=3,

@@ -12,7 +12,20 @@ from jvq.data import sample
 from jvq.fitting import fitted_row
 from jvq.opening import data_of, described, opened, warnings_of
 from jvq.report import Console
-from jvq.rows import Frozen, Material, Row, apart, draw, fitted_checkpoint, float_row, plans, scored, task_of
+from jvq.rows import (
+    Frozen,
+    Material,
+    Row,
+    apart,
+    draw,
+    filled,
+    fitted_checkpoint,
+    float_row,
+    of_training,
+    plans,
+    scored,
+    task_of,
+)
 from jvq.stages import Stages
 
 
@@ -42,7 +55,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
             packed = Frozen.of(own, row.plan, fit.qstate, known)
         with stages.stage("evaluate"):
             line, outputs[row.name] = scored(row, packed, known, loader, reference, console)
-            table.append(line)
+            table.append(line | of_training(fit))
         if row.name == cfg.method_name:
             with stages.stage("check"):  # that packing changes nothing
                 difference = apart(packed(batch), task.runner(forward, row.plan)(own.params, fit.qstate, batch))
@@ -68,7 +81,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
             "packed against fake quantisation": f"largest difference of outputs {difference:.1e}",
         },
         "bops_formula": accounting.FORMULA,
-        "rows": table,
+        "rows": filled(table),
         "sites": found,
         "pictures": pictures,
         "warnings": [*warnings_of(loader), *troubles, *notes.pop("warnings", [])],

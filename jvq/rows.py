@@ -156,6 +156,18 @@ def scored(
     return {"name": row.name, **frozen.task.score(reference, got)._asdict(), **costs}, got
 
 
+def of_training(fit: Fitted) -> dict[str, float]:
+    """The share of weights that oscillated when training ended, for the row's line; nothing without training."""
+    shares = fit.notes.get("training", {}).get("curves", {}).get("oscillating")
+    return {"oscillating": shares[-1]} if shares else {}
+
+
+def filled(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a table, with None where only others have a share of oscillating weights."""
+    some = any("oscillating" in row for row in table)
+    return [{"name": row["name"], "oscillating": None} | row if some else row for row in table]
+
+
 def apart(a: Any, b: Any) -> float:
     """The largest difference of two outputs."""
     return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))

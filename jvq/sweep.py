@@ -63,12 +63,13 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
                 scores = task.score(reference, got)._asdict()
                 for measure, values in task.images(reference, got).items() if chains else ():
                     errors.setdefault((width, name), {}).setdefault(measure, []).append(values)
-            runs.append({"width": width, "name": name, "seed": seed, **scores, **accounting.spent(known, fit.plan)})
+            found = {**scores, **rows.of_training(fit), **accounting.spent(known, fit.plan)}
+            runs.append({"width": width, "name": name, "seed": seed, **found})
             console.say(", ".join(f"{key} {value:.4f}" for key, value in scores.items() if value is not None))
             if seed == cfg.seed:
                 outputs.setdefault(width, {"float": reference})[name] = got
                 runs[-1]["bytes"] = _bytes(checkpoint, row.planned(fit.plan), fit.qstate, known)
-    table = [plain, *(_row(runs, key) for key in plans)]
+    table = rows.filled([plain, *(_row(runs, key) for key in plans)])
     with stages.stage("inspect"):
         options = {name: row.options for (_, name), row in plans.items()}
         pictures += inspection.draw_table(workdir, table, options, cfg.method_name)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from jvq.report import cost_cells, figures_of, markdown, row_cells, site_cells
+from jvq import rows
+from jvq.report import cost_cells, figures_of, markdown, row_cells, row_head, site_cells
 
 
 def test_a_row_in_cells(report):
@@ -91,3 +92,15 @@ def test_the_chosen_number_of_groups_stands_out(report):
     assert "| patch.x | 8 |  | 2.5e-01 | **5.0e-01** |" in text
     assert "| block00/attn/pv.p | 4 | 1.0e+00 | **2.0e-05** |  |" in text
     assert "Number of groups" not in markdown(report)
+
+
+def test_rows_without_training_have_a_dash_where_others_oscillate():
+    plain = {"name": "minmax", "top1": 0.5, "bytes": 10, "bops": 10**9}
+    trained = {**plain, "name": "vvtq", "oscillating": 0.125}
+    table = rows.filled([plain, trained])
+    assert row_head(table) == ("model", "top-1 %", "oscillates %", "size", "GBOPs")
+    assert [row_cells(row)[2] for row in table] == ["-", "12.50"]
+    assert rows.filled([plain]) == [plain]
+    fit = rows.Fitted({}, {}, {"training": {"curves": {"oscillating": [0.5, 0.125]}}})
+    assert rows.of_training(fit) == {"oscillating": 0.125}
+    assert rows.of_training(rows.Fitted({}, {})) == rows.of_training(rows.Fitted({}, {}, {"training": {}})) == {}
