@@ -12,7 +12,11 @@ DeiT-T took 58 hours). Not run by us: there was no ImageNet. What the authors' R
 
 Their float DeiT-T is not the usual one (72.2), and their teacher, an EfficientNet-L2 of JFT-300M through 500 stored
 crops an image, is stronger than any student here: 4 bits "beat" float by that, not by quantisation. Ours stores soft
-labels of the float checkpoint unless ``method.labels`` names a folder of others.
+labels of the float checkpoint unless ``method.labels`` names a folder of others. Their Swin leaves the inputs of patch
+embedding and merging float and merges with 8-bit weights; so does ours with
+
+    --config.rules="patch.x=float,*/merge/reduce.x=float,*/merge/reduce.w=8"
+
 Expect minutes for the stored labels' header check and hours for everything else.
 """
 

@@ -1,9 +1,9 @@
 """VVTQ: variation-aware training of quantised ViTs (Huang et al. 2024), and LSQ as its baseline.
 
 Learned scales (module by module: query, key and value apart, heads apart), distillation, and a regulariser against
-oscillating weights. Presets: ``released`` is what the authors' code does (but in a Swin, where merging has the width of
-all else here), ``paper`` what the paper describes, ``lsq`` the baseline without either. Our defaults are choices until
-configs/vvtq_ablation.py is measured.
+oscillating weights. Presets: ``released`` is what the authors' code does (for a Swin with the rules that
+configs/vvtq_swint.py gives), ``paper`` what the paper describes, ``lsq`` the baseline without either. What each part
+gives is measured in configs/vvtq_ablation.py.
 """
 
 import dataclasses

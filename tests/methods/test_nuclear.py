@@ -62,7 +62,7 @@ def tiny(name, spec):
 
     def alone(module, width):
         inside = {a: {**states[width][a], "on": True} for a in known if a.startswith((f"{module}/", f"{module}."))}
-        assert len(inside) in (2, 4, 8)
+        assert len(inside) in (2, 4, 8, 10)
         return jax.device_get(record({**off, **inside}))
 
     return SimpleNamespace(
@@ -131,6 +131,15 @@ def test_each_sensitivity_is_that_of_a_model_with_one_module_quantised(name, mea
         errors = [error_of(model, m, looked[1], i) for i in range(len(WIDTHS))]
         np.testing.assert_allclose(loss[m.name], [want * e for e in errors], rtol=2e-3, err_msg=m.name)
         assert all(type(x) is float for x in loss[m.name])
+
+
+@pytest.mark.slow
+def test_a_merged_attention_sees_the_float_model_s_input_in_all_its_products():
+    model = tiny("vit", {**VIT, "depth": 2, "merged": True})
+    loss, norms = omegas_of(model, ("map", "map"))
+    for m in model.modules:
+        want = [norms[m.name] * error_of(model, m, "map", i) for i in range(len(WIDTHS))]
+        np.testing.assert_allclose(loss[m.name], want, rtol=2e-3, err_msg=m.name)
 
 
 def test_what_is_looked_at_can_be_told_apart(swin):
