@@ -20,6 +20,8 @@ from jvq.data import Loader, Preprocess, open_source, sample
 from jvq.methods import igq, minmax
 from jvq.models.weights import open_weights
 
+pytestmark = pytest.mark.once
+
 IMAGES = 500
 CALIBRATION = {"range": "max", "percentile": (0.1,), "mstep": "mse"}  # what only ``init`` looks at
 

@@ -15,6 +15,8 @@ from jvq.models import build
 from jvq.models.weights import Checkpoint, save_timm
 from jvq.report import Console
 
+pytestmark = pytest.mark.once
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 WNIDS = ("n01440764", "n01443537", "n01484850")
 TINY = {  # in timm's names, with ImageNet's 1000 classes

@@ -15,6 +15,8 @@ from jvq.models import build
 from jvq.models.weights import Checkpoint, save
 from jvq.report import Console
 
+pytestmark = pytest.mark.once
+
 SPEC = {
     "image": (8, 8),
     "channels": 1,
@@ -44,7 +46,7 @@ def root(tmp_path_factory):
 def cfg(root, **changes):
     data = {"name": "npz", "dir": str(root), "calibration": 8, "batch": 4}
     rows = {"percentile": {"name": "minmax", "range": "percentile", "weight_range": "percentile"}}
-    quick = {"groups": 2, "restarts": 1, "mstep": "cover", "weight_range": "max"}
+    quick = {"groups": 2, "start": "quantile", "restarts": 1, "mstep": "cover", "weight_range": "max"}
     weights = str(root / "saliency.safetensors")
     return typed(config("tiny", "igq", **{"weights": weights, "data": data, "rows": rows} | quick | changes))
 
@@ -127,6 +129,7 @@ def test_a_sweep_gives_what_single_runs_give(swept, root, tmp_path):
         assert (swept_row["bytes"], swept_row["bops"]) == (row["bytes"], row["bops"])
 
 
+@pytest.mark.slow
 def test_one_width_and_one_seed_have_no_spread(root, tmp_path):
     report = run.run(cfg(root, widths="W4A4", rows={}), tmp_path, Console(quiet=True))
     assert all(not row.get("spread") for row in report["rows"])

@@ -9,6 +9,8 @@ from jvq.core.calibrate import fresh
 from jvq.core.samples import joined, some, thin, whole
 from jvq.quantizers import Grouped, StaticGrouped, Uniform
 
+pytestmark = pytest.mark.once
+
 _some = jax.jit(some, static_argnums=(1, 2, 3))
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from jvq.quantizers import kmeans
 
+pytestmark = pytest.mark.once
+
 POINTS, GROUPS = 200, 5
 
 lloyd = jax.jit(kmeans.lloyd, static_argnums=(2, 3))
