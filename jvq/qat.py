@@ -11,7 +11,7 @@ import numpy as np
 from jvq import evaluate, tapes
 from jvq.checkpoints import Keeper
 from jvq.core.calibrate import Fitted, calibrate
-from jvq.core.recipe import Sites
+from jvq.core.recipe import Sites, sites
 from jvq.data import Loader, Preprocess, Source, train_batches
 from jvq.data.augment import preparation
 from jvq.data.crops import CropPolicy
@@ -53,6 +53,8 @@ def trained(row: Row, fit: Fitted, material: Material) -> Fitted:
     schedule, batches, prepare = _stream(options, source, preprocess, labels)
     begin = {"params": checkpoint.params, "q": {a: dict(fit.qstate[a]) for a in plan}}
     beside = teacher if options.distillation in TAUGHT else None
+    if beside is not None:
+        _compare(method.watched(options, known), known, beside)
     objective = _objective(row.planned(plan), model, begin, known, prepare, beside, schedule)
     if options.holdout:
         validate = _validation(row.planned(plan), model, held, preprocess)
@@ -91,6 +93,16 @@ def trained(row: Row, fit: Fitted, material: Material) -> Fitted:
     }
     states = {**final["q"], **fresh}
     return Fitted(row.plan, {a: states[a] for a in row.plan}, {**fit.notes, "training": note}, final["params"])
+
+
+def _compare(seen: Iterable[str], known: Sites, teacher: Checkpoint) -> None:
+    """Raises ``ValueError`` where the loss looks at an operand that the teacher lacks or has in another shape."""
+    theirs = sites(teacher.model.forward, teacher.params, teacher.model.image)
+    for a in seen:
+        shape = theirs[a].shape[1:] if a in theirs else "none"
+        if shape != known[a].shape[1:]:
+            what = f"the student's {a} has shape {known[a].shape[1:]}, the teacher's {shape}"
+            raise ValueError(f"method.teacher: {what}; distillation 'features' needs the same, 'teacher' does not")
 
 
 def _objective(

@@ -107,9 +107,8 @@ def test_training_brings_the_model_nearer_to_its_teacher(root, uninterrupted):
     assert after < 0.8 * before
 
 
-def test_an_interrupted_run_ends_bit_by_bit_as_an_uninterrupted_one(root, uninterrupted, tmp_path, monkeypatch):
-    m = material(root, tmp_path)
-    row = row_of(configured(root), m.known)
+def interrupted(row, m, monkeypatch):
+    """A run that ends in the eleventh step."""
     real = qat.train_batches
 
     def torn(*args):
@@ -118,10 +117,16 @@ def test_an_interrupted_run_ends_bit_by_bit_as_an_uninterrupted_one(root, uninte
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(qat, "train_batches", torn)
-    with pytest.raises(KeyboardInterrupt):
-        fitting.fitted_row(row, m)
-    monkeypatch.setattr(qat, "train_batches", real)
+    with monkeypatch.context() as patch:
+        patch.setattr(qat, "train_batches", torn)
+        with pytest.raises(KeyboardInterrupt):
+            fitting.fitted_row(row, m)
+
+
+def test_an_interrupted_run_ends_bit_by_bit_as_an_uninterrupted_one(root, uninterrupted, tmp_path, monkeypatch):
+    m = material(root, tmp_path)
+    row = row_of(configured(root), m.known)
+    interrupted(row, m, monkeypatch)
     again = fitting.fitted_row(row, m)
     whole, _ = uninterrupted
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
@@ -182,18 +187,7 @@ def test_weights_can_stay_float_in_training_and_be_quantised_behind_it(root, tmp
 def test_other_ways_to_step_train_and_go_on_after_an_interruption(changes, root, tmp_path, monkeypatch):
     whole = fitting.fitted_row(*_row_and(root, tmp_path / "whole", changes))
     row, m = _row_and(root, tmp_path / "torn", changes)
-    real = qat.train_batches
-
-    def torn(*args):
-        for i, batch in enumerate(real(*args)):
-            if i == 9:
-                raise KeyboardInterrupt
-            yield batch
-
-    monkeypatch.setattr(qat, "train_batches", torn)
-    with pytest.raises(KeyboardInterrupt):
-        fitting.fitted_row(row, m)
-    monkeypatch.setattr(qat, "train_batches", real)
+    interrupted(row, m, monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, fitting.fitted_row(row, m).params, whole.params)
 
 
@@ -251,6 +245,20 @@ def test_images_are_kept_back_from_all_classes():
     assert split(source, 0) == (source, source)
     with pytest.raises(ValueError, match="got 200"):
         split(source, 200)
+
+
+def test_a_teacher_of_other_features_is_refused(root):
+    m = material(root, None)
+    wide = build("vit", {**SPEC, "dim": 8})
+    teacher = Checkpoint(wide, jax.tree.map(lambda s: jnp.zeros(s.shape), wide.shapes()), PREPROCESS, {})
+    qat._compare(["head.x"], m.known, m.checkpoint)
+    says = r"method\.teacher: the student's head\.x has shape \(16,\), the teacher's \(8,\); distillation"
+    with pytest.raises(ValueError, match=says):
+        qat._compare(["head.x"], m.known, teacher)
+    bare = build("vit", {**SPEC, "classes": 0})
+    teacher = Checkpoint(bare, jax.tree.map(lambda s: jnp.zeros(s.shape), bare.shapes()), PREPROCESS, {})
+    with pytest.raises(ValueError, match="the teacher's none"):
+        qat._compare(["head.x"], m.known, teacher)
 
 
 def test_labels_that_are_not_there_are_found_before_training(root, tmp_path):

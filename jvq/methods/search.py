@@ -162,8 +162,8 @@ def search(
             ratios[side] = np.where(better, np.take_along_axis(tried, pick[None], axis=0)[0], ratios[side])
             best = float(np.where(better, got.max(axis=0), got[-1]).mean())
         if correct and bias is not None:
-            shift = _mean_error(form, chunks, roles, states, ratios, weight)
-            corrections += not np.array_equal(offset, bias - shift)
+            shift, before_it = _mean_error(form, chunks, roles, states, ratios, weight), shift
+            corrections += not np.array_equal(np.asarray(shift), np.asarray(before_it))
             offset = bias - shift
         same = all((a == b).all() for a, b in zip(ratios, was, strict=True))
         if same or best - before < grid.tolerance:
