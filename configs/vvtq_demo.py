@@ -6,7 +6,7 @@
 Learned scales (an output channel of weights, a head of query, key, value and attention), the float checkpoint as the
 teacher, the bin regulariser; patch embedding and head at 8 bits; two epochs (936 steps). Interrupted, the same command
 with the same --workdir goes on from the last checkpoint. A step takes 0.58 s on two idle cores with
-JAX_NUM_CPU_DEVICES=2 (benchmarks/training.py), so about eleven minutes in all; on one of two busy cores it took 16 to 28.
+JAX_NUM_CPU_DEVICES=2 (benchmarks/training.py), so about eleven minutes in all; on one busy core it took 16 to 28.
 
 The ViT, seed 0, 10,000 test images, top-1 in % (float 91.07) and KL:
 
