@@ -53,8 +53,8 @@ def trained(row: Row, fit: Fitted, material: Material) -> Fitted:
     schedule, batches, prepare = _stream(options, source, preprocess, labels)
     begin = {"params": checkpoint.params, "q": {a: dict(fit.qstate[a]) for a in plan}}
     beside = teacher if options.distillation in TAUGHT else None
-    if beside is not None:
-        _compare(method.watched(options, known), known, beside)
+    if beside is not None and (seen := method.watched(options, known)):
+        _compare(seen, known, beside)
     objective = _objective(row.planned(plan), model, begin, known, prepare, beside, schedule)
     if options.holdout:
         validate = _validation(row.planned(plan), model, held, preprocess)
@@ -200,6 +200,7 @@ def _labels(
     assert teacher is not None
     forward, params = jax.jit(teacher.model.forward), teacher.params
     crops, keep = STORED * options.crops, min(options.keep, classes)
+    digest = fingerprint(params)
     mark = fingerprint(params, source.name, len(source), crops, keep, options.crop_scale, preprocess.to_dict())
     low, high = options.crop_scale
     return write(
@@ -207,8 +208,8 @@ def _labels(
         source,
         preprocess,
         lambda images: forward(params, images),
-        teacher_name=f"float weights {fingerprint(params)}",
-        teacher_digest=fingerprint(params),
+        teacher_name=f"float weights {digest}",
+        teacher_digest=digest,
         classes=classes,
         crops=crops,
         keep=keep,

@@ -18,9 +18,14 @@ def learned(plan: Plan) -> dict[str, Learned]:
     return {a: q for a, q in plan.items() if isinstance(q, Learned)}
 
 
+def weights(plan: Plan, known: Sites) -> dict[str, Learned]:
+    """Those of them that quantise weights."""
+    return {a: q for a, q in learned(plan).items() if known[a].path is not None}
+
+
 def followed(plan: Plan, known: Sites) -> dict[str, Learned]:
     """The quantisers of the weights of few bits, inside the model."""
-    return {a: q for a, q in learned(plan).items() if known[a].path is not None and q.bits <= WIDEST}
+    return {a: q for a, q in weights(plan, known).items() if q.bits <= WIDEST}
 
 
 def codes(q: Learned, trained: Any, o: Operand) -> Float[Array, "..."]:

@@ -141,12 +141,12 @@ def search(
     if sides and not grid.rounds:
         start = best = float(scored(sides[0], ratios, ratios[sides[0]][None]).mean())
     steps = np.linspace(grid.alpha, grid.beta, grid.steps)
-    rounds, corrections, scored_at = 0, 0, {}
+    rounds, scored_at = 0, {}
     while sides and rounds < grid.rounds:
         rounds += 1
         before, was = best, [r.copy() for r in ratios]
         for side in sides:
-            beside = ratios[1 - side].tobytes(), corrections
+            beside = ratios[1 - side].tobytes(), None if offset is None else np.asarray(offset).tobytes()
             if grid.anchor == "initial" and scored_at.get(side) == beside:
                 continue  # the same candidates beside the same operand: the incumbent is the best of them
             scored_at[side] = beside
@@ -162,8 +162,7 @@ def search(
             ratios[side] = np.where(better, np.take_along_axis(tried, pick[None], axis=0)[0], ratios[side])
             best = float(np.where(better, got.max(axis=0), got[-1]).mean())
         if correct and bias is not None:
-            shift, before_it = _mean_error(form, chunks, roles, states, ratios, weight), shift
-            corrections += not np.array_equal(np.asarray(shift), np.asarray(before_it))
+            shift = _mean_error(form, chunks, roles, states, ratios, weight)
             offset = bias - shift
         same = all((a == b).all() for a, b in zip(ratios, was, strict=True))
         if same or best - before < grid.tolerance:

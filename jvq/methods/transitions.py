@@ -4,6 +4,7 @@ Source: Lee et al. 2025 (Scheduling Weight Transitions for Quantization-Aware Tr
 of the model together, and the target falls as the learning rate would; both are choices of ours.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ def scheduled(
 
     Comes behind a rule whose rate is ``schedule``, at most ``learning_rate``: its direction stays, its length goes.
     """
-    count = sum(jnp.size(jnp.zeros(known[a].shape)) for a in weights)
+    count = sum(math.prod(known[a].shape) for a in weights)
 
     def now(params: Any) -> dict[str, jax.Array]:
         return {a: codes(q, params, known[a]).astype(jnp.int16) for a, q in weights.items()}

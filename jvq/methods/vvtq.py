@@ -270,7 +270,7 @@ def trained(options: Options, plan: Plan, known: Sites) -> dict[str, Quantizer]:
 
 def regularizer(options: Options, plan: Plan, known: Sites, steps: int) -> Any:
     """The bin regulariser of all weights below 8 bits; None without one."""
-    drawn = {a: q for a, q in latent.learned(plan).items() if known[a].path is not None and q.bits < PLAIN_BITS}
+    drawn = {a: q for a, q in latent.weights(plan, known).items() if q.bits < PLAIN_BITS}
     if not options.bin_strength or not drawn:
         return None
 
@@ -305,8 +305,7 @@ def after(options: Options, plan: Plan, known: Sites) -> Any:
 
 def reweighting(options: Options, plan: Plan, known: Sites, schedule: Schedule) -> optax.GradientTransformation | None:
     """What happens to updates behind the schedule's rule; None where nothing does."""
-    weights, parts = latent.followed(plan, known), []
-    every = {a: q for a, q in latent.learned(plan).items() if known[a].path is not None}
+    every, weights, parts = latent.weights(plan, known), latent.followed(plan, known), []
     if options.mdq == "lr" and every:
         parts.append(module_rates(every, known))
     if options.transitions and weights:

@@ -120,30 +120,39 @@ class Mlp(nn.Module):
         return Linear("bnd,do->bno", (self.hidden, dim), name="fc2")(x, dot)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention; the fused projection is one product whose kernel has letters [d,s,h,e].
+def scores_and_values(
+    here: str, x: Float[Array, "*lead n d"], heads: int, merged: bool, dot: Dot, lead: str
+) -> tuple[Float[Array, "*lead h q k"], Float[Array, "*lead h k e"]]:
+    """The scores of an attention, scaled, and its values, for the module at ``here`` that calls this.
 
-    ``merged``: query and key are one matrix a head, and the tokens themselves the keys (:mod:`jvq.models.merging`).
+    ``lead`` are the letters in front of the tokens. The fused projection is one product whose kernel has letters
+    [d,s,h,e]; ``merged``: query and key are one matrix a head, the tokens themselves the keys
+    (:mod:`jvq.models.merging`).
     """
+    dim = x.shape[-1]
+    e = dim // heads
+    # Products come out in XLA's own order (shared, left, right); turning them is left to a transposition, or the
+    # compiler chooses how to multiply by the batch size, and with it the rounding.
+    if merged:
+        z = Linear(f"{lead}nd,dho->{lead}nho", (dim, heads, dim), name="query_key")(x, dot)
+        v = Linear(f"{lead}nd,dhe->{lead}nhe", (dim, heads, e), name="value")(x, dot)
+        z, v = rearrange(z, "... n h d -> ... h n d"), rearrange(v, "... n h e -> ... h n e")
+        return dot(f"{here}/qk", f"{lead}hqd,{lead}kd->{lead}hqk", q=z * e**-0.5, k=x), v
+    qkv = Linear(f"{lead}nd,dshe->{lead}nshe", (dim, 3, heads, e), name="qkv")(x, dot)
+    q, k, v = rearrange(qkv, "... n s h e -> s ... h n e")
+    return dot(f"{here}/qk", f"{lead}hqe,{lead}hke->{lead}hqk", q=q * e**-0.5, k=k), v
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
 
     heads: int
-    merged: bool = False
+    merged: bool = False  # see scores_and_values
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], dot: Dot) -> Float[Array, "b n d"]:
         here, dim = site(self), x.shape[-1]
-        e = dim // self.heads
-        # Products come out in XLA's own order (shared, left, right); turning them is left to a transposition, or the
-        # compiler chooses how to multiply by the batch size, and with it the rounding.
-        if self.merged:
-            z = Linear("bnd,dho->bnho", (dim, self.heads, dim), name="query_key")(x, dot)
-            v = Linear("bnd,dhe->bnhe", (dim, self.heads, e), name="value")(x, dot)
-            z, v = rearrange(z, "b n h d -> b h n d"), rearrange(v, "b n h e -> b h n e")
-            scores = dot(f"{here}/qk", "bhqd,bkd->bhqk", q=z * e**-0.5, k=x)
-        else:
-            qkv = Linear("bnd,dshe->bnshe", (dim, 3, self.heads, e), name="qkv")(x, dot)
-            q, k, v = rearrange(qkv, "b n s h e -> s b h n e")
-            scores = dot(f"{here}/qk", "bhqe,bhke->bhqk", q=q * e**-0.5, k=k)
+        scores, v = scores_and_values(here, x, self.heads, self.merged, dot, "b")
         y = dot(f"{here}/pv", "bhqk,bhke->bhqe", p=softmax(scores), v=v)
         return Linear("bnd,do->bno", (dim, dim), name="proj")(rearrange(y, "b h q e -> b q (h e)"), dot)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jvq.core.dot import Dot, float_dot
 from jvq.core.errors import nearest
-from jvq.models.layers import Linear, Mlp, Norm, patches, pooled, site, softmax
+from jvq.models.layers import Linear, Mlp, Norm, patches, pooled, scores_and_values, site, softmax
 
 SIZES = {  # name: (dim, depths, heads)
     "T": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
@@ -137,21 +137,12 @@ class WindowAttention(nn.Module):
 
     heads: int
     window: int
-    merged: bool = False  # as in jvq.models.layers.Attention
+    merged: bool = False  # see scores_and_values
 
     @nn.compact
     def __call__(self, x: Float[Array, "b m n d"], apart: np.ndarray | None, dot: Dot) -> Float[Array, "b m n d"]:
         here, dim = site(self), x.shape[-1]
-        e = dim // self.heads
-        if self.merged:
-            z = Linear("bmnd,dho->bmnho", (dim, self.heads, dim), name="query_key")(x, dot)
-            v = Linear("bmnd,dhe->bmnhe", (dim, self.heads, e), name="value")(x, dot)
-            z, v = rearrange(z, "b m n h d -> b m h n d"), rearrange(v, "b m n h e -> b m h n e")
-            scores = dot(f"{here}/qk", "bmhqd,bmkd->bmhqk", q=z * e**-0.5, k=x)
-        else:
-            qkv = Linear("bmnd,dshe->bmnshe", (dim, 3, self.heads, e), name="qkv")(x, dot)
-            q, k, v = rearrange(qkv, "b m n s h e -> s b m h n e")
-            scores = dot(f"{here}/qk", "bmhqe,bmhke->bmhqk", q=q * e**-0.5, k=k)
+        scores, v = scores_and_values(here, x, self.heads, self.merged, dot, "bm")
         table = self.param(
             "bias_table", nn.initializers.truncated_normal(0.02), ((2 * self.window - 1) ** 2, self.heads)
         )

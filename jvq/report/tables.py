@@ -24,10 +24,10 @@ COLUMNS = {  # every number that an evaluation gives, by its name in the row; a 
     "median_correlation": Column("median", ".4f", 1, "median: of these correlations."),
     "mae": Column("MAE", ".4f", 1, "MAE: mean absolute difference of the maps."),
     "iou": Column("IoU", ".3f", 1, "IoU: of what lies above 0.5, intersection over union, mean over the images."),
+    "nmse": Column("NMSE", ".4f", 1, "NMSE: squared error of the backbone's features over their square."),
     "oscillating": Column(
         "oscillates %", ".2f", 100, "oscillates: weights whose codes went back and forth when training ended."
     ),
-    "nmse": Column("NMSE", ".4f", 1, "NMSE: squared error of the backbone's features over their square."),
 }
 
 

@@ -9,7 +9,7 @@ from jvq.methods import vvtq
 from jvq.methods.annealing import annealed
 from jvq.methods.vvtq import Options
 
-FC1, FC2 = "block00/mlp/fc1", "block00/mlp/fc2"
+FC1 = "block00/mlp/fc1"
 
 
 @pytest.mark.parametrize("bits", [2, 4])
