@@ -4,14 +4,17 @@ Similarity (eqs. 9-11) is taken image by image, each over its whole output. The 
 row of attention scores a greater one stays greater, by a margin.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 Similarity = Literal["pearson", "cosine"]
 SIMILARITIES: tuple[Similarity, ...] = ("pearson", "cosine")
 FLAT = 1e-6  #: a spread below this part of the greatest value is rounding, not variance
+HALVINGS = 2  #: of a row of scores, before its pairs are compared; more is no faster
 
 
 def similarity(
@@ -41,14 +44,33 @@ def ranking_loss(reference: Float[Array, "*r k"], got: Float[Array, "*r k"], the
     """The pairs' hinge of each row, summed: ``max(0, theta - (got_i - got_j) * sign(reference_i - reference_j))``.
 
     A pair costs nothing if it is in the right order and at least ``theta`` apart; a tie costs ``theta``. Rows are
-    sorted by the reference, so that of each two entries the later one has to be greater.
+    sorted by the reference, so that of each two entries the later one has to be greater, and cut into parts: of two
+    parts every pair is one that counts, only inside a part half of them are left out.
     """
     order = jnp.argsort(reference, axis=-1)
-    ranked = jnp.take_along_axis(reference, order, axis=-1)
-    moved = jnp.take_along_axis(got, order, axis=-1)
-    group = jnp.cumsum(jnp.diff(ranked, axis=-1, prepend=ranked[..., :1]) > 0, axis=-1)  # equal ones share a number
-    after = group[..., None, :] > group[..., :, None]
-    hinge = jnp.maximum(theta - (moved[..., None, :] - moved[..., :, None]), 0.0)
-    count = ranked.shape[-1] * (ranked.shape[-1] - 1) / 2
-    cost = jnp.where(after, hinge, 0.0).sum(axis=-2).sum(axis=-1)  # the minor axis last: it vectorises
-    return cost + theta * (count - after.sum(axis=-2).sum(axis=-1).astype(jnp.float32))
+    lead, keys = reference.shape[:-1], reference.shape[-1]
+    halvings = HALVINGS if keys >= 4**HALVINGS else 0  # so that what fills a row up is all in its last part
+    parts = 1 << halvings
+    fill = [(0, 0)] * len(lead) + [(0, -keys % parts)]
+    ranked, moved = (
+        jnp.pad(jnp.take_along_axis(x, order, axis=-1), fill, constant_values=jnp.inf) for x in (reference, got)
+    )
+
+    def hinges(ranked: jax.Array, moved: jax.Array, before: Any, after: Any) -> Float[Array, "... i j"]:
+        later = ranked[after][..., None, :] > ranked[before][..., :, None]
+        apart = moved[after][..., None, :] - moved[before][..., :, None]
+        return jnp.where(later, jnp.maximum(theta - apart, 0.0), theta)
+
+    cost = jnp.zeros(lead, jnp.float32)
+    for level in range(halvings):
+        halves = (x.reshape(*lead, 1 << level, 2, -1) for x in (ranked, moved))
+        cost += _sum_of_pairs(hinges(*halves, np.s_[..., 0, :], np.s_[..., 1, :])).sum(axis=-1)
+    ranked, moved = (x.reshape(*lead, parts, -1) for x in (ranked, moved))
+    place = np.arange(parts * ranked.shape[-1]).reshape(parts, 1, -1)
+    pairs = (place > place.reshape(parts, -1, 1)) & (place < keys)  # each once, and none of the filling
+    pairs = jnp.asarray(pairs).reshape(*[1] * len(lead), *pairs.shape)
+    return cost + _sum_of_pairs(jnp.where(pairs, hinges(ranked, moved, ..., ...), 0.0)).sum(axis=-1)
+
+
+def _sum_of_pairs(x: Float[Array, "*r i j"]) -> Float[Array, "*r"]:
+    return x.sum(axis=-2).sum(axis=-1)  # the minor axis last: it vectorises
