@@ -1,6 +1,6 @@
 """Whether attention still ranks tokens as the float model does: Kendall's tau of the maps' rows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,14 +10,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jvq.core.dot import packed_dot, quantized, recording
+from jvq.core.errors import nearest
 from jvq.core.quantizer import Quantizer, State
 from jvq.core.recipe import Forward, Plan, Sites, forms
 
+SEEN = "^"  #: after the address of a map: as its product sees it, quantised
+
 
 def order_agreement(
-    forward: Forward,
-    params: Any,
-    own: Any,
+    reference: tuple[Forward, Any],
+    got: tuple[Forward, Any],
     plan: Plan,
     qstate: Mapping[str, State],
     known: Sites,
@@ -28,23 +30,25 @@ def order_agreement(
 ) -> dict[str, float]:
     """By the address of an attention map the mean tau-b of its rows, float model against quantised model.
 
-    ``own`` are the quantised model's parameters. The maps are those that the softmax gives, before they are quantised
+    ``reference`` and ``got`` are the two models, forward and parameters; ``known`` are the first one's operands, whose
+    attention maps the second has too. The maps are those that the softmax gives, before they are quantised
     themselves; of every head (and window) ``rows`` rows, evenly spaced, of every image. Keys that the float model's
     mask excludes are left out. 1: every pair of keys in the float order.
     """
     maps = tuple(a for a, o in known.items() if o.role == "p")
     total = dict.fromkeys(maps, 0.0)
-    static = forms(plan)
+    (forward, params), (other, own), static = reference, got, forms(plan)
     for i in range(0, len(images), batch):
         x = jnp.asarray(images[i : i + batch])
-        found = jax.device_get(_sums(forward, static, maps, rows, params, own, dict(qstate), x))
+        found = jax.device_get(_sums(forward, other, static, maps, rows, params, own, dict(qstate), x))
         total = {a: total[a] + float(found[a]) for a in maps}
     return {a: total[a] / len(images) for a in maps}
 
 
-@partial(jax.jit, static_argnums=range(4))
+@partial(jax.jit, static_argnums=range(5))
 def _sums(
     forward: Forward,
+    other: Forward,
     plan: tuple[tuple[str, Quantizer], ...],
     maps: tuple[str, ...],
     rows: int,
@@ -57,7 +61,7 @@ def _sums(
     plain: dict[str, jax.Array] = {}
     tape: dict[str, jax.Array] = {}
     forward(params, x, recording(plain, maps.__contains__, packed_dot()))
-    forward(own, x, recording(tape, maps.__contains__, packed_dot(quantized(dict(plan), qstate))))
+    other(own, x, recording(tape, maps.__contains__, packed_dot(quantized(dict(plan), qstate))))
 
     def mean(address: str) -> jax.Array:
         count = plain[address].shape[-2]
@@ -66,6 +70,44 @@ def _sums(
         return tau.reshape(x.shape[0], -1).mean(axis=1).sum()
 
     return {address: mean(address) for address in maps}
+
+
+def attention_maps(
+    model: tuple[Forward, Any],
+    plan: Plan,
+    qstate: Mapping[str, State],
+    addresses: Iterable[str],
+    images: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """By address the attention map of every image, [b h q k] or [b m h q k], float32, before it is quantised itself.
+
+    Of those that have a quantiser in the plan also, by ``address + "^"``, what their product sees. ``model`` is forward
+    and parameters; everything before a map is quantised as the plan says. One forward of all the images.
+    """
+    forward, params = model
+    found = _maps(forward, forms(plan), tuple(addresses), params, dict(qstate), jnp.asarray(images))
+    return jax.device_get(found)
+
+
+@partial(jax.jit, static_argnums=range(3))
+def _maps(
+    forward: Forward,
+    plan: tuple[tuple[str, Quantizer], ...],
+    addresses: tuple[str, ...],
+    params: Any,
+    qstate: Any,
+    x: jax.Array,
+) -> dict[str, jax.Array]:
+    """The chosen maps, and behind their quantisers."""
+    soft: dict[str, jax.Array] = {}
+    seen: dict[str, jax.Array] = {}
+    inner = recording(seen, lambda a: a in addresses and a in dict(plan))
+    forward(params, x, recording(soft, lambda a: a.endswith(".p"), packed_dot(quantized(dict(plan), qstate, inner))))
+    for address in addresses:
+        if address not in soft:
+            raise ValueError(f"{address} is no attention map of the model{nearest(address, soft)}")
+    found = {a: soft[a] for a in addresses} | {a + SEEN: y for a, y in seen.items()}
+    return {a: y.astype(jnp.float32) for a, y in found.items()}
 
 
 def kendall(reference: Float[Array, "*r k"], got: Float[Array, "*r k"]) -> Float[Array, "*r"]:

@@ -7,17 +7,17 @@ from jvq.rows import Material, Row
 
 def fitted_row(row: Row, material: Material) -> Fitted:
     """The row's quantisers fitted, and where its method trains also the parameters."""
-    m, model = material, material.checkpoint.model
-    journal = row.journal(m.workdir, m.checkpoint.params, m.images)
+    m, subject = material, row.subject(material.checkpoint, material.known)
+    journal = row.journal(m.workdir, subject.checkpoint.params, m.images)
     if journal is not None and journal.resumed:
         m.console.say(f"{row.name}: {journal.resumed} measurements taken from {journal.path}")
     fit = row.method.fit(
         row.options,
-        model.forward,
-        m.checkpoint.params,
+        subject.checkpoint.model.forward,
+        subject.checkpoint.params,
         m.images,
         row.plan,
-        m.known,
+        subject.known,
         track=m.console.track,
         journal=journal,
     )

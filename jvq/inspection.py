@@ -38,21 +38,23 @@ def sites(
     fits: Fits, name: str, checkpoint: Checkpoint, known: Sites, loader: Loader
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The operands of the row ``name`` with their errors on float operands, and what is wrong with its groups."""
-    forward, params, letters = checkpoint.model.forward, checkpoint.params, {a: o.letters for a, o in known.items()}
     images = first(loader, SITE_IMAGES)
 
-    def errors_of(name: str) -> dict[str, float]:
+    def looked(name: str, look: Any) -> Any:
         row, fit = fits[name]
-        return evaluate.site_errors(forward, params, row.plan, fit.qstate, letters, images)
+        mine = row.subject(checkpoint, known)
+        letters = {a: o.letters for a, o in mine.known.items()}
+        forward, params = mine.checkpoint.model.forward, mine.checkpoint.params
+        return look(forward, params, row.plan, fit.qstate, letters, images)
 
     row, fit = fits[name]
-    errors = errors_of(name)
-    use = evaluate.group_use(forward, params, row.plan, fit.qstate, letters, images)
-    plain = errors_of("minmax") if use and "minmax" in fits and name != "minmax" else {}
-    own = fitted_checkpoint(checkpoint, fit).params
-    some = images[:ORDER_IMAGES]
-    order = evaluate_order.order_agreement(forward, params, own, row.plan, fit.qstate, known, some)
-    return site_table(row.plan, known, errors, order), troubles_of(fit.qstate, use, errors, plain)
+    errors, use = looked(name, evaluate.site_errors), looked(name, evaluate.group_use)
+    plain = looked("minmax", evaluate.site_errors) if use and "minmax" in fits and name != "minmax" else {}
+    mine = row.subject(checkpoint, known)
+    own = fitted_checkpoint(mine.checkpoint, fit)
+    models = (checkpoint.model.forward, checkpoint.params), (own.model.forward, own.params)
+    order = evaluate_order.order_agreement(*models, row.plan, fit.qstate, known, images[:ORDER_IMAGES])
+    return site_table(row.plan, mine.known, errors, order), troubles_of(fit.qstate, use, errors, plain)
 
 
 def draw(
@@ -72,8 +74,9 @@ def draw(
     row, _ = fits[name]
     chosen = pictured(row.plan, {address: site["relative_error"] for address, site in found.items()})
     if chosen:
-        forward, params = checkpoint.model.forward, checkpoint.params
-        draw_grouping(workdir / "groups.png", grouping(forward, params, images, row.plan, known, chosen))
+        mine = row.subject(checkpoint, known)
+        forward, params = mine.checkpoint.model.forward, mine.checkpoint.params
+        draw_grouping(workdir / "groups.png", grouping(forward, params, images, row.plan, mine.known, chosen))
         made.append("groups.png")
     for other, (_, fit) in fits.items():
         for note, (file, picture) in PICTURES.items():

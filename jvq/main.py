@@ -77,8 +77,8 @@ def _look(cfg, console) -> None:  # without types: they would import everything 
     if SITES.value:
         report.show_sites(known, console)
     if DRY.value:
-        plan = next(row.plan for row in found if row.name == cfg.method_name)
-        report.show_plan(plan, known, console)
+        row = next(row for row in found if row.name == cfg.method_name)
+        report.show_plan(row.plan, row.subject(checkpoint, known).known, console)
 
 
 def _free(folder: Path, parts: list[str]) -> Path:

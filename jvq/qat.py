@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from jvq.data.records import Gathers, split
 from jvq.data.soft_labels import SoftLabels, crop_batches, image_digest, recover, write
 from jvq.data.soft_labels import steps as crop_steps
 from jvq.journal import fingerprint
-from jvq.methods.distillation import TAUGHT
+from jvq.methods.learning import Course, drop
 from jvq.metrics import Log, read
 from jvq.models import Model
 from jvq.models.weights import Checkpoint
@@ -36,41 +36,78 @@ Batches = Callable[[int], Iterable[Mapping[str, Any]]]
 def trained(row: Row, fit: Fitted, material: Material) -> Fitted:
     """The row after training: states and parameters, and under ``notes["training"]`` what happened.
 
-    Its checkpoints and metrics are in a folder of ``workdir`` with the row's name, widths and seed, from where an
+    A method trains in one course or in several, each from where the one before it ended, its scales begun anew.
+    Checkpoints and metrics are in a folder of ``workdir`` with the row's name, widths and seed, from where an
     interrupted run goes on.
     """
-    checkpoint, known, images, train, preprocess, workdir, console = material
-    options, method, model = row.options, row.method, checkpoint.model
+    m, options, method = material, row.options, row.method
+    student, known = row.subject(m.checkpoint, m.known)
     weights, acts = options.widths()
-    folder = workdir / f"{row.name}-W{weights}A{acts}-seed{options.seed}"
-    if not getattr(model.spec, "classes", 0) or getattr(model.spec, "output", "logits") != "logits":
+    folder = m.workdir / f"{row.name}-W{weights}A{acts}-seed{options.seed}"
+    if not getattr(student.model.spec, "classes", 0) or getattr(student.model.spec, "output", "logits") != "logits":
         raise ValueError(f"{row.name}: training needs a model that gives logits of classes")
-    fits(train, model, preprocess, training=options.distillation == "none" or options.hard > 0)
-    source, held = split(train, options.holdout)
-    teacher = _teacher(options, checkpoint, preprocess)
-    plan = method.trained(options, row.plan, known)
-    labels = _labels(options, source, preprocess, teacher, folder, console, model.spec.classes)
+    fits(m.train, student.model, m.preprocess, training=method.labelled(options, known))
+    source, held = split(m.train, options.holdout)
+    teacher = _teacher(row, m.checkpoint, m.preprocess)
+    if teacher is not None and method.beside(options) and (seen := method.watched(options, known)):
+        _compare(seen, known, teacher)
+    labels = _labels(options, source, m.preprocess, teacher, folder, m.console, student.model.spec.classes)
+    lesson = Lesson(row, known, source, held, m.preprocess, teacher, labels, m.console)
+    params, states, done, courses = student.params, fit.qstate, 0, {}
+    for i, course in enumerate(method.courses(options, row.plan, known)):
+        if i:
+            states = calibrate(student.model.forward, params, m.images, course.plan, known)
+        begun = dataclasses.replace(student, params=params), {a: dict(states[a]) for a in course.plan}
+        final, note = _taken(lesson, course, *begun, folder / course.name, done, i)
+        params, states, done = final["params"], final["q"], done + note["steps"]
+        courses[course.name] = note
+    left = {a: q for a, q in row.plan.items() if a not in states}
+    fresh = calibrate(student.model.forward, params, m.images, left, known) if left else {}
+    both, note = {**states, **fresh}, courses.pop(course.name)
+    note |= {"courses": courses} if courses else {}
+    note["labels"] = None if labels is None else {k: labels.header[k] for k in ("teacher", "digest", "crops", "keep")}
+    return Fitted(row.plan, {a: both[a] for a in row.plan}, {**fit.notes, "training": note}, params)
+
+
+class Lesson(NamedTuple):
+    """What all courses of a row's training have."""
+
+    row: Row
+    known: Sites
+    source: Source
+    held: Source
+    preprocess: Preprocess
+    teacher: Checkpoint | None
+    labels: SoftLabels | None
+    console: Console
+
+
+def _taken(
+    lesson: Lesson, course: Course, student: Checkpoint, states: Any, folder: Path, done: int, number: int
+) -> tuple[Any, dict[str, Any]]:
+    """What is trained at the end of a course that follows ``done`` steps of others, and what there is to say of it."""
+    row, known, source, held, preprocess, teacher, labels, console = lesson
+    options, method, model, plan = row.options, row.method, student.model, course.plan
     schedule, batches, prepare = _stream(options, source, preprocess, labels)
-    begin = {"params": checkpoint.params, "q": {a: dict(fit.qstate[a]) for a in plan}}
-    beside = teacher if options.distillation in TAUGHT else None
-    if beside is not None and (seen := method.watched(options, known)):
-        _compare(seen, known, beside)
+    begun = round(course.begin * schedule.steps)
+    schedule = dataclasses.replace(schedule, steps=round(course.end * schedule.steps) - begun)
+    begin = {"params": student.params, "q": states}
+    beside = teacher if method.beside(options) else None
     objective = _objective(row.planned(plan), model, begin, known, prepare, beside, schedule)
     if options.holdout:
-        validate = _validation(row.planned(plan), model, held, preprocess)
-        objective = objective._replace(validate=validate)
-    about = _about(row, checkpoint, source, schedule, teacher, labels)
+        objective = objective._replace(validate=_validation(row.planned(plan), model, held, preprocess))
+    about = _about(row.planned(plan), student, source, schedule, teacher, labels)
     keeper = Keeper(folder, about, options.save_every, scored=options.holdout > 0)
     log = Log(folder / "metrics.jsonl", folder / "events" if options.tensorboard else None)
-    text = f"training {row.name}"
+    text, key = f"training {row.name} {course.name}".strip(), jax.random.key(options.seed)
     try:
         with console.steps(schedule.steps, text) as bar:
             progress = run(
                 objective,
                 begin,
-                batches,
+                lambda start: batches(done + start),
                 schedule,
-                jax.random.key(options.seed),
+                jax.random.fold_in(key, number) if number else key,
                 keeper=keeper,
                 log=log,
                 on_step=bar.at,
@@ -81,18 +118,13 @@ def trained(row: Row, fit: Fitted, material: Material) -> Fitted:
     finally:
         keeper.close()
     final = averaged(progress)
-    left = {a: q for a, q in row.plan.items() if a not in plan}
-    fresh = calibrate(model.forward, final["params"], images, left, known) if left else {}
-    note = {
+    return final, {
         "steps": schedule.steps,
         "taken": int(progress.step),
         "best": best,
         **_curves(read(log.path)),
         "weights": method.summary(plan, known, final, progress.carried),
-        "labels": None if labels is None else {k: labels.header[k] for k in ("teacher", "digest", "crops", "keep")},
     }
-    states = {**final["q"], **fresh}
-    return Fitted(row.plan, {a: states[a] for a in row.plan}, {**fit.notes, "training": note}, final["params"])
 
 
 def _compare(seen: Iterable[str], known: Sites, teacher: Checkpoint) -> None:
@@ -126,13 +158,14 @@ def _objective(
 
     run_both = tapes.on_tapes(
         loss,
-        model.forward,
+        model.heads,
         row.plan,
         prepare,
         where=seen.__contains__,
-        teacher=None if beside is None else beside.model.forward,
+        teacher=None if beside is None else beside.model.heads,
         precision=options.precision,
-        drop=method.drop(options, known),
+        drop=drop(options, known),
+        heads=True,
     )
     return Objective(
         run_both,
@@ -218,9 +251,10 @@ def _labels(
     )
 
 
-def _teacher(options: Any, checkpoint: Checkpoint, preprocess: Preprocess) -> Checkpoint | None:
+def _teacher(row: Row, checkpoint: Checkpoint, preprocess: Preprocess) -> Checkpoint | None:
     """The float model to learn from; None where nothing is asked of one."""
-    if options.distillation == "none" or (options.distillation == "stored" and options.labels):
+    options = row.options
+    if not row.method.beside(options) and (options.distillation != "stored" or options.labels):
         return None
     if not options.teacher:
         return checkpoint

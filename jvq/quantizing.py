@@ -39,7 +39,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         drawn = sample(train, loader.preprocess, cfg.data.calibration, cfg.seed)
     with stages.stage("evaluate"):
         reference, plain = float_row(checkpoint, known, loader, console)
-    forward, table = checkpoint.model.forward, [plain]
+    table = [plain]
     task, outputs = task_of(checkpoint.model), {"float": reference}
     batch = jnp.asarray(next(iter(loader))["image"])
     fits: dict[str, tuple[Row, Fitted]] = {}
@@ -51,14 +51,16 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
             row = row.planned(fit.plan)
             fits[row.name] = row, fit
         with stages.stage("freeze"):
-            own = fitted_checkpoint(checkpoint, fit)
-            packed = Frozen.of(own, row.plan, fit.qstate, known)
+            subject = row.subject(checkpoint, known)
+            own = fitted_checkpoint(subject.checkpoint, fit)
+            packed = Frozen.of(own, row.plan, fit.qstate, subject.known)
         with stages.stage("evaluate"):
-            line, outputs[row.name] = scored(row, packed, known, loader, reference, console)
+            line, outputs[row.name] = scored(row, packed, subject.known, loader, reference, console)
             table.append(line | of_training(fit))
         if row.name == cfg.method_name:
             with stages.stage("check"):  # that packing changes nothing
-                difference = apart(packed(batch), task.runner(forward, row.plan)(own.params, fit.qstate, batch))
+                fake = task.runner(own.model.forward, row.plan)(own.params, fit.qstate, batch)
+                difference = apart(packed(batch), fake)
     console.say(f"measuring every site of {cfg.method_name} ...")
     main, fitted = fits[cfg.method_name]
     with stages.stage("sites"):

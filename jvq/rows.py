@@ -20,6 +20,7 @@ from jvq.journal import Journal, fingerprint
 from jvq.methods import METHODS
 from jvq.methods.minmax import FLOAT
 from jvq.models import Model
+from jvq.models.altering import altered
 from jvq.models.weights import Checkpoint
 from jvq.opening import first
 from jvq.report import Console, draw_maps
@@ -28,14 +29,26 @@ TASKS: dict[str, Any] = {"logits": evaluate, "map": evaluate_maps}  #: what a mo
 PICTURED = 6  #: images whose maps are drawn, evenly spaced
 
 
+class Subject(NamedTuple):
+    """What is quantised: a checkpoint, and the operands of its model."""
+
+    checkpoint: Checkpoint
+    known: Sites
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table: a method with its options, and its plan."""
+    """One line of the table: a method with its options, its plan, and where it has one a model of its own."""
 
     name: str
     method: Any  # module of jvq.methods
     options: Any
     plan: Mapping[str, Quantizer]
+    own: Subject | None = None  # None: what the run has opened
+
+    def subject(self, checkpoint: Checkpoint, known: Sites) -> Subject:
+        """What the row quantises, in a run that has opened ``checkpoint``."""
+        return self.own or Subject(checkpoint, known)
 
     def planned(self, plan: Mapping[str, Quantizer]) -> "Row":
         """The row with the plan that fitting made of its own."""
@@ -58,7 +71,7 @@ class Row:
 class Material(NamedTuple):
     """What fitting a row may draw on."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint  # the run's own, float
     known: Sites
     images: np.ndarray  # for calibration, float [b y x c]
     train: Source
@@ -69,15 +82,28 @@ class Material(NamedTuple):
 
 def plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, list[Row]]:
     """The model's operands, and the rows that this run compares, each with its resolved plan."""
-    known = sites(checkpoint.model.forward, checkpoint.params, checkpoint.model.image)
+    opened = subject_of(checkpoint)
+    subjects = {(): opened}  # rows of one model share it, and with it executables
     wanted = {cfg.method_name: (cfg.method_name, cfg.method), **METHODS[cfg.method_name].baselines(cfg.method)}
     wanted |= cfg.rows
-    rows = [
-        Row(name, METHODS[kind], options, planned(kind, options, cfg.rules, known))
-        for name, (kind, options) in wanted.items()
-    ]
+    rows = []
+    for name, (kind, options) in wanted.items():
+        method = METHODS[kind]
+        fields = method.student(options, opened.known) if hasattr(method, "student") else {}
+        key = tuple(sorted(fields.items()))
+        if key not in subjects:
+            model, params = altered(checkpoint.model, checkpoint.params, where=f"{name}: the model", **fields)
+            subjects[key] = subject_of(dataclasses.replace(checkpoint, model=model, params=params))
+        subject = subjects[key]
+        plan = planned(kind, options, cfg.rules, subject.known)
+        rows.append(Row(name, method, options, plan, subject if key else None))
     order = ["minmax", cfg.method_name]
-    return known, sorted(rows, key=lambda row: order.index(row.name) if row.name in order else len(order))
+    return opened.known, sorted(rows, key=lambda row: order.index(row.name) if row.name in order else len(order))
+
+
+def subject_of(checkpoint: Checkpoint) -> Subject:
+    """The checkpoint with the operands of its model."""
+    return Subject(checkpoint, sites(checkpoint.model.forward, checkpoint.params, checkpoint.model.image))
 
 
 def planned(kind: str, options: Any, rules: str, known: Sites) -> dict[str, Quantizer]:

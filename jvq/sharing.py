@@ -27,7 +27,7 @@ def most_groups(plans: Iterable[Plan]) -> int:
 def fitted(plans: Plans, material: Material) -> dict[Key, Fitted]:
     """Every row fitted; rows that only calibrate, on float activations, share the passes."""
     forward, params = material.checkpoint.model.forward, material.checkpoint.params
-    simple = {key: row for key, row in plans.items() if row.method.calibrates(row.options)}
+    simple = {key: row for key, row in plans.items() if row.own is None and row.method.calibrates(row.options)}
     length = most_groups(row.plan for row in simple.values())
     wide = [{a: _with_places(q, length) for a, q in row.plan.items()} for row in simple.values()]
     states = calibrate_all(forward, params, material.images, wide, material.known, track=material.console.track)
@@ -47,20 +47,21 @@ def _with_places(q: Any, length: int) -> Any:
 
 @dataclasses.dataclass
 class Runners:
-    """Quantised models of one checkpoint; plans of one form share an executable."""
+    """Quantised models of a run; rows with one model and plans of one form share an executable."""
 
     runner: Callable[..., Any]  # of the task
     checkpoint: Checkpoint
     length: int  # places for groups in every state, where no fit needs more
     made: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
-    def model(self, fit: Fitted) -> Callable[[jax.Array], Any]:
-        """``model(images) -> outputs``."""
+    def model(self, row: Row, fit: Fitted) -> Callable[[jax.Array], Any]:
+        """``model(images) -> outputs`` of a row."""
         plan, state = fit.plan, fit.qstate
-        key = forms(plan)
+        checkpoint = self.checkpoint if row.own is None else row.own.checkpoint
+        key = checkpoint.model.spec, forms(plan)
         if key not in self.made:
-            self.made[key] = self.runner(self.checkpoint.model.forward, dict(key))
+            self.made[key] = self.runner(checkpoint.model.forward, dict(key[1]))
         run, length = self.made[key], max(self.length, most_groups([plan]))
         wide = {a: padded(s, length) if isinstance(plan[a], Grouped) else s for a, s in state.items()}
-        params = fitted_checkpoint(self.checkpoint, fit).params
+        params = fitted_checkpoint(checkpoint, fit).params
         return lambda images: run(params, wide, images)

@@ -13,7 +13,6 @@ import numpy as np
 from jvq import accounting, evaluate_maps, inspection, opening, ordering, rows, sharing
 from jvq.config import Run
 from jvq.core.calibrate import Fitted
-from jvq.core.quantizer import State
 from jvq.core.recipe import Sites
 from jvq.data import Loader, sample
 from jvq.models.weights import Checkpoint
@@ -59,16 +58,17 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
             with stages.stage("evaluate"):
                 fit = fits[width, name]
                 text = f"evaluating {width} {name}, seed {seed}"
-                got = task.predict(runners.model(fit), loader, text, track=console.track)
+                got = task.predict(runners.model(row, fit), loader, text, track=console.track)
                 scores = task.score(reference, got)._asdict()
                 for measure, values in task.images(reference, got).items() if chains else ():
                     errors.setdefault((width, name), {}).setdefault(measure, []).append(values)
-            found = {**scores, **rows.of_training(fit), **accounting.spent(known, fit.plan)}
+            mine = row.subject(checkpoint, known)
+            found = {**scores, **rows.of_training(fit), **accounting.spent(mine.known, fit.plan)}
             runs.append({"width": width, "name": name, "seed": seed, **found})
             console.say(", ".join(f"{key} {value:.4f}" for key, value in scores.items() if value is not None))
             if seed == cfg.seed:
                 outputs.setdefault(width, {"float": reference})[name] = got
-                runs[-1]["bytes"] = _bytes(checkpoint, row.planned(fit.plan), fit.qstate, known)
+                runs[-1]["bytes"] = _bytes(mine, fit)
     table = rows.filled([plain, *(_row(runs, key) for key in plans)])
     with stages.stage("inspect"):
         options = {name: row.options for (_, name), row in plans.items()}
@@ -162,8 +162,8 @@ def _ordered(chains: list[list[str]], errors: Mapping[tuple[str, str], Any]) -> 
     ]
 
 
-def _bytes(checkpoint: Checkpoint, row: rows.Row, state: Mapping[str, State], known: Sites) -> int:
-    frozen = rows.Frozen.of(checkpoint, row.plan, state, known)
+def _bytes(subject: rows.Subject, fit: Fitted) -> int:
+    frozen = rows.Frozen.of(subject.checkpoint, fit.plan, fit.qstate, subject.known)
     return accounting.tree_bytes(frozen.params, frozen.qstate)
 
 

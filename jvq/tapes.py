@@ -16,6 +16,7 @@ from jvq.core.quantizer import Quantizer
 from jvq.core.recipe import Forward, Sites
 
 OUTPUT = "output"  #: where a tape has what the model gives; no address has this name
+HEADS = "heads"  #: where it has what each head of classes gives, [b t o], if that is asked for
 Tape = Mapping[str, jax.Array]
 TapeLoss = Callable[[Tape, Tape, Mapping[str, Any]], tuple[jax.Array, dict[str, jax.Array]]]
 """``loss(student, teacher, batch) -> (scalar, metrics)``; the teacher's tape is empty where there is none."""
@@ -38,12 +39,14 @@ def on_tapes(
     teacher: Forward | None = None,
     precision: str = "float32",
     drop: Mapping[str, float] | None = None,
+    heads: bool = False,
 ) -> Callable[[Any, Any, Mapping[str, Any], Key[Array, ""]], tuple[jax.Array, dict[str, jax.Array]]]:
     """``objective.loss(trained, fixed, batch, key)`` of ``trained = {"params", "q"}``; ``fixed`` are the teacher's.
 
     Both tapes have the addresses that ``where`` chooses, as the float operands are before they are quantised.
     ``precision="bfloat16"`` rounds the operands of the student's products; sums, and everything between the products,
     stay float32, and so do the parameters. ``drop``: by site how often the student does without its product.
+    ``heads``: both forwards give the logits of every head, and the output is their mean.
     """
 
     def run(trained: Any, fixed: Any, batch: Mapping[str, Any], key: Key[Array, ""]) -> Any:
@@ -51,10 +54,10 @@ def on_tapes(
         dot = _student(plan, trained["q"], precision)
         if drop:
             dot = dropping(drop, jax.random.fold_in(key, 1), dot)
-        student = _played(forward, trained["params"], images, where, dot)
+        student = _played(forward, trained["params"], images, where, dot, heads)
         taught: Tape = {}
         if teacher is not None:
-            taught = jax.lax.stop_gradient(_played(teacher, fixed, images, where, float_dot))
+            taught = jax.lax.stop_gradient(_played(teacher, fixed, images, where, float_dot, heads))
         return loss(student, taught, batch)
 
     return run
@@ -88,7 +91,9 @@ def _student(plan: Mapping[str, Quantizer], qstate: Any, precision: str) -> Dot:
     return quantized(plan, qstate, float_dot if precision == "float32" else lowered(jnp.dtype(precision)))
 
 
-def _played(forward: Forward, params: Any, images: jax.Array, where: Where, dot: Dot) -> dict[str, jax.Array]:
+def _played(
+    forward: Forward, params: Any, images: jax.Array, where: Where, dot: Dot, heads: bool = False
+) -> dict[str, jax.Array]:
     tape: dict[str, jax.Array] = {}
     output = forward(params, images, recording(tape, where, dot))
-    return {**tape, OUTPUT: output}
+    return {**tape, OUTPUT: output.mean(axis=1), HEADS: output} if heads else {**tape, OUTPUT: output}

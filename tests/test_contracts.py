@@ -12,13 +12,25 @@ import pytest
 
 import jvq.quantizers
 from jvq.config import typed
-from jvq.core.quantizer import Quantizer
+from jvq.core.quantizer import Quantizer, widths
 from jvq.core.recipe import resolve, sites
 from jvq.methods import METHODS
+from jvq.methods.minmax import is_edge
 from jvq.models import ARCHITECTURES, build
-from jvq.quantizers import Dynamic, Grouped, Learned, StaticGrouped, Uniform
+from jvq.quantizers import (
+    Dynamic,
+    Grouped,
+    Learned,
+    ShiftedSigns,
+    Signs,
+    StaticGrouped,
+    Steps,
+    Ternary,
+    Uniform,
+)
 
 QUANTIZERS = [getattr(jvq.quantizers, name) for name in jvq.quantizers.__all__]
+SCALABLE = [kind for kind in QUANTIZERS if len(widths(kind)) > 1]  # the others have one width
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 POST_TRAINING = [name for name, module in METHODS.items() if hasattr(module, "recipe")]
 LETTERS, SHAPE = "bnd", (4, 10, 16)
@@ -42,8 +54,47 @@ def tiny():
     return model, params, sites(model.forward, params, model.image)
 
 
-def each_quantizer(*bits):
-    return pytest.mark.parametrize("quantizer", [kind(bits=b) for kind in QUANTIZERS for b in bits], ids=str)
+VARIED = {
+    Uniform: [dict(keep="d"), dict(symmetric=True), dict(range="mse"), dict(zero_point="clamp")],
+    Dynamic: [dict(keep="bd"), dict(nonnegative=True), dict(zero_point="free")],
+    Grouped: [
+        dict(along="n", distance="absolute"),
+        dict(nonnegative=True, distance="relative"),
+        dict(mstep="mean", statistics="pooled"),
+        dict(ladder=True),
+        dict(groups=3, capacity=9),
+    ],
+    Learned: [
+        dict(keep="d"),
+        dict(signed=False, offset=True),
+        dict(start="released"),
+        dict(heads=4, keep="h"),
+        dict(gradient="l1"),
+    ],
+    StaticGrouped: [dict(along="n"), dict(grouping="kmeans"), dict(bounds="mse"), dict(nonnegative=True)],
+    Signs: [
+        dict(smooth=False),
+        dict(scale="mean", keep="d"),
+        dict(scale="mean", centred=True),
+        dict(scale="learned", keep="d"),
+        dict(scale="learned", gradient="true"),
+    ],
+    Steps: [dict(keep="d"), dict(scale="one"), dict(scale="one", threshold="zero")],
+    ShiftedSigns: [dict(keep="d"), dict(zero_start="minus_one")],
+    Ternary: [dict(keep="d")],
+}
+EVERY = [kind(**c) for kind in QUANTIZERS for c in [{}, *VARIED[kind]]]
+ONE_WIDTH = [q for q in EVERY if type(q) not in SCALABLE]
+
+
+def at(kind, bits):
+    return [kind(bits=b) for b in bits if b in widths(kind)]
+
+
+def each_quantizer(*bits, of=(*SCALABLE, *ONE_WIDTH)):
+    """Every kind that is scalable at each of these widths, and the others as they are."""
+    made = [q for kind in of for q in (at(kind, bits) if kind in SCALABLE else [kind])]
+    return pytest.mark.parametrize("quantizer", made, ids=repr)
 
 
 @each_quantizer(4)
@@ -79,7 +130,7 @@ def test_an_image_is_quantised_the_same_alone_and_in_a_batch(quantizer, samples)
     np.testing.assert_array_equal(alone, together)
 
 
-@each_quantizer(4)
+@each_quantizer(4, of=SCALABLE)
 def test_more_bits_less_error(quantizer, samples):
     errors = []
     for bits in (2, 4, 8):
@@ -88,7 +139,7 @@ def test_more_bits_less_error(quantizer, samples):
     assert errors[0] > errors[1] > errors[2]
 
 
-@each_quantizer(4)
+@each_quantizer(4, of=SCALABLE)
 def test_the_width_lives_in_the_state_so_that_no_width_recompiles(quantizer, samples):
     traces = []
 
@@ -104,31 +155,11 @@ def test_the_width_lives_in_the_state_so_that_no_width_recompiles(quantizer, sam
     assert len(traces) == 1
 
 
-VARIED = {
-    Uniform: [dict(keep="d"), dict(symmetric=True), dict(range="mse"), dict(zero_point="clamp")],
-    Dynamic: [dict(keep="bd"), dict(nonnegative=True), dict(zero_point="free")],
-    Grouped: [
-        dict(along="n", distance="absolute"),
-        dict(nonnegative=True, distance="relative"),
-        dict(mstep="mean", statistics="pooled"),
-        dict(ladder=True),
-        dict(groups=3, capacity=9),
-    ],
-    Learned: [
-        dict(keep="d"),
-        dict(signed=False, offset=True),
-        dict(start="released"),
-        dict(heads=4, keep="h"),
-        dict(gradient="l1"),
-    ],
-    StaticGrouped: [dict(along="n"), dict(grouping="kmeans"), dict(bounds="mse"), dict(nonnegative=True)],
-}
-
-
 @pytest.mark.parametrize("bits", [3])
-@pytest.mark.parametrize("quantizer", [kind(**c) for kind in QUANTIZERS for c in [{}, *VARIED[kind]]], ids=repr)
+@pytest.mark.parametrize("quantizer", EVERY, ids=repr)
 def test_the_form_does_what_the_quantizer_does(quantizer, bits, samples):
-    quantizer = dataclasses.replace(quantizer, bits=bits)
+    if bits in widths(quantizer):
+        quantizer = dataclasses.replace(quantizer, bits=bits)
     state = quantizer.init(samples, LETTERS)
     assert quantizer.form == dataclasses.replace(quantizer, bits=7).form == quantizer.form.form
     np.testing.assert_array_equal(
@@ -144,9 +175,19 @@ def test_the_form_does_what_the_quantizer_does(quantizer, bits, samples):
 def test_constant_operands_stay_finite(quantizer, value):
     x = jnp.full(SHAPE, value, jnp.float32)
     state = quantizer.init(x, LETTERS)
-    got = quantizer.apply(state, x, LETTERS)
-    np.testing.assert_allclose(got, x, rtol=1e-5)
+    assert np.isfinite(quantizer.apply(state, x, LETTERS)).all()
     assert np.isfinite(jax.grad(lambda x: quantizer.apply(state, x, LETTERS).sum())(x)).all()
+
+
+# A sign is a constant only with a scale that is the mean at hand: 1, 2 mean|x| and 4 mean|x| are the start of others.
+FITTING = [*(q for kind in SCALABLE for q in at(kind, [4])), Signs(scale="mean"), Ternary()]
+
+
+@pytest.mark.parametrize("quantizer", FITTING, ids=str)
+@pytest.mark.parametrize("value", [0.0, 3.0, -3.0])
+def test_ranges_that_fit_the_operand_reproduce_a_constant(quantizer, value):
+    x = jnp.full(SHAPE, value, jnp.float32)
+    np.testing.assert_allclose(quantizer.apply(quantizer.init(x, LETTERS), x, LETTERS), x, rtol=1e-5)
 
 
 @each_quantizer(4)
@@ -159,8 +200,19 @@ def test_overhead_is_a_count(quantizer):
 @pytest.mark.parametrize("bits", [0, 17, -1, True])
 @pytest.mark.parametrize("kind", QUANTIZERS, ids=lambda k: k.__name__)
 def test_impossible_widths_are_refused(kind, bits):
-    with pytest.raises(ValueError, match="bits must be a whole number"):
+    says = "bits must be a whole number" if kind in SCALABLE else f"bits must be {widths(kind)[0]}, got {bits}"
+    with pytest.raises(ValueError, match=says):
         kind(bits=bits).check(LETTERS, SHAPE)
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS, ids=lambda k: k.__name__)
+def test_a_quantizer_has_the_widths_that_it_says(kind):
+    for bits in range(1, 17):
+        if bits in widths(kind):
+            kind(bits=bits).check(LETTERS, SHAPE)
+        else:
+            with pytest.raises(ValueError, match=f"bits must be .*got {bits}"):
+                kind(bits=bits).check(LETTERS, SHAPE)
 
 
 @pytest.mark.parametrize("name", POST_TRAINING)
@@ -169,7 +221,9 @@ def test_a_method_resolves_on_a_model_and_its_baselines_exist(name, tiny):
     module, options = METHODS[name], METHODS[name].Options()
     plan = resolve(module.recipe(options, known), known)
     assert set(plan) <= set(known)
-    assert all(a in plan for a, o in known.items() if o.path is not None), "weights of the default plan are quantised"
+    inside = [a for a, o in known.items() if o.path is not None and not is_edge(o)]
+    assert inside
+    assert set(inside) <= set(plan), "weights of the default plan are quantised, but for the ends of the model"
     assert all(kind in METHODS for kind, _ in module.baselines(options).values())
     assert {"weights", "patch embedding and head"} <= set(module.protocol(options))
     assert module.__doc__.strip(), "a method's docstring names its source"

@@ -66,12 +66,17 @@ def test_maps_are_compared_behind_quantised_sites_and_batches_do_not_matter(rng)
         kendalltau(a, b).statistic
         for a, b in zip(maps(x).reshape(-1, 6), maps(Uniform(4).apply(state, x, "bqe")).reshape(-1, 6), strict=True)
     ]
-    found = order_agreement(attend, params, params, plan, qstate, known, images, rows=6, batch=3)
+    found = order_agreement((attend, params), (attend, params), plan, qstate, known, images, rows=6, batch=3)
     assert list(found) == ["one/pv.p", "two/pv.p"]
     assert found["one/pv.p"] == pytest.approx(np.mean(want), abs=1e-5)
     assert found["two/pv.p"] < 1, "what is behind the quantised site has changed too"
-    together = order_agreement(attend, params, params, plan, qstate, known, images, rows=6, batch=7)
+    together = order_agreement((attend, params), (attend, params), plan, qstate, known, images, rows=6, batch=7)
     assert found == pytest.approx(together)
-    assert order_agreement(attend, params, params, {}, {}, known, images) == {"one/pv.p": 1.0, "two/pv.p": 1.0}
+    assert order_agreement((attend, params), (attend, params), {}, {}, known, images) == {
+        "one/pv.p": 1.0,
+        "two/pv.p": 1.0,
+    }
     other = {**params, "one": -params["one"]}
-    assert order_agreement(attend, params, other, {}, {}, known, images)["one/pv.p"] < 0, "its own parameters"
+    assert order_agreement((attend, params), (attend, other), {}, {}, known, images)["one/pv.p"] < 0, (
+        "its own parameters"
+    )

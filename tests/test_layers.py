@@ -33,13 +33,14 @@ BELOW: dict[str, set[str]] = {
     "evaluate_maps": {"core"},
     "evaluate_order": {"core"},
     "accounting": {"core"},
+    "operations": {"core", "accounting"},
     "environment": {"core"},
     "stages": set(),
     "journal": set(),
     "ordering": {"core"},
     "export": {"core"},
     "report": {"core"},
-    "methods": {"core", "quantizers", "train", "schedule", "accounting"},
+    "methods": {"core", "quantizers", "train", "schedule", "accounting", "operations"},
     "config": {"core", "methods"},
 }
 ABOVE_ALL = {

@@ -61,7 +61,7 @@ def test_plans_of_one_form_share_an_executable_and_give_the_same(tiny, found):
     runners = sharing.Runners(evaluate.runner, checkpoint, 5)
     for key in plans:
         fit = fits[key]
-        got = runners.model(fit)(jnp.asarray(images))
+        got = runners.model(plans[key], fit)(jnp.asarray(images))
         want = evaluate.runner(checkpoint.model.forward, fit.plan)(checkpoint.params, fit.qstate, jnp.asarray(images))
         np.testing.assert_array_equal(got, want)
     assert len(runners.made) == 2, "one for squared distances, one for absolute ones"

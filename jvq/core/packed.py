@@ -38,12 +38,15 @@ def unpack_bits(planes: UInt8[Array, "bits k8 ..."], k: int) -> Int[Array, "k ..
 @partial(jax.tree_util.register_dataclass, data_fields=["planes", "scale", "zero"], meta_fields=["shape"])
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A quantised weight: ``scale * (codes - zero)``, codes packed along the first axis."""
+    """A quantised weight: ``scale * (codes - zero)``, codes packed along the first axis.
+
+    Without a zero point it is ``scale`` times the sign that the one plane has: 1 where the bit is set, else -1.
+    """
 
     # Any: as a pytree it is also built from abstract values, host arrays and what else a tree map returns
     planes: Any  # uint8 [bits k8 ...]
     scale: Any  # float32, broadcasts against shape
-    zero: Any  # int32, broadcasts against shape
+    zero: Any  # int32, broadcasts against shape; None: signs
     shape: tuple[int, ...]  # of the float array it stands for
 
     @classmethod
@@ -51,6 +54,8 @@ class Packed:
         """The packed form of ``codes``, which have no offset: a weight's quantiser has none."""
         if codes.offset is not None:
             raise ValueError("a weight with an offset cannot be packed: use a quantiser without one")
+        if codes.zero is None and bits != 1:
+            raise ValueError(f"codes without a zero point are signs, which have 1 bit, got {bits}")
         return cls(pack_bits(codes.codes, bits), codes.scale, codes.zero, tuple(codes.codes.shape))
 
     @property
@@ -61,10 +66,10 @@ class Packed:
     @property
     def nbytes(self) -> int:
         """Bytes of the codes, scales and zero points."""
-        return self.planes.nbytes + self.scale.nbytes + self.zero.nbytes
+        return self.planes.nbytes + self.scale.nbytes + (0 if self.zero is None else self.zero.nbytes)
 
     def codes(self) -> Codes:
-        """The integers with their scale and zero point."""
+        """The integers with their scale and zero point, if they have one."""
         return Codes(unpack_bits(self.planes, self.shape[0]), self.scale, self.zero)
 
     def unpack(self) -> jax.Array:

@@ -1,7 +1,7 @@
 """What a quantiser is: a frozen dataclass with pure functions over a small state of arrays."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -24,18 +24,23 @@ class Overhead(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """A quantised operand: ``scale * (codes - zero) + offset`` is its value; all broadcast against the codes."""
+    """A quantised operand: ``scale * (codes - zero) + offset`` is its value; all broadcast against the codes.
+
+    Without a zero point the codes, 0 and 1, are signs: ``scale * (2 * codes - 1) + offset``.
+    """
 
     codes: jax.Array  # integers in [0, 2**bits - 1]
     scale: jax.Array  # float32
-    zero: jax.Array  # int32
+    zero: jax.Array | None  # int32; None: signs
     offset: jax.Array | None = (
         None  # float32; None: 0. Through a product it is one more bias: offset * sum of the weights
     )
 
     def decode(self) -> jax.Array:
         """The operand's value, float32."""
-        value = self.scale * (self.codes.astype("int32") - self.zero).astype("float32")
+        codes = self.codes.astype("int32")
+        steps = 2 * codes - 1 if self.zero is None else codes - self.zero
+        value = self.scale * steps.astype("float32")
         return value if self.offset is None else value + self.offset
 
 
@@ -48,7 +53,7 @@ class Quantizer(Protocol):
 
     @property
     def bits(self) -> int:
-        """Width of the codes, 1 to 16."""
+        """Width of the codes, one of its :func:`widths`."""
         ...
 
     def check(self, letters: str, shape: tuple[int, ...]) -> None:
@@ -87,3 +92,16 @@ class Quantizer(Protocol):
         the bit-operations of one floating-point addition or comparison.
         """
         ...
+
+
+def widths(kind: Any) -> range:
+    """The widths that a quantiser, or its class, has: its ``WIDTHS`` where it says so, else 1 to 16 bits."""
+    return getattr(kind, "WIDTHS", range(1, 17))
+
+
+def check_width(quantizer: Any) -> None:
+    """Raises ``ValueError`` unless ``bits`` is one of the quantiser's widths."""
+    bits, known = quantizer.bits, widths(quantizer)
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in known:
+        some = f"{known[0]}" if len(known) == 1 else f"a whole number from {known[0]} to {known[-1]}"
+        raise ValueError(f"bits must be {some}, got {bits}: {type(quantizer).__name__} has no other width")

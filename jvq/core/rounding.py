@@ -1,4 +1,4 @@
-"""Rounding with gradients: the only ``custom_vjp`` of the project.
+"""Rounding with gradients: the only ``custom_vjp`` of the project beside those of :mod:`jvq.core.signs`.
 
 Three rules. :func:`round_ste` passes gradients straight through (Bengio et al. 2013). :func:`fake_quantize` is the
 uniform quantiser of codes from 0 with a zero point, a whole number. :func:`learned_quantize` is the one with a learned
@@ -67,14 +67,14 @@ def _backward(residuals, g):
     to_zero = jnp.where(inside, 0.0, -upstream * scale) * gradient_scale
     return (
         jnp.where(inside, g, jnp.zeros_like(g)),
-        _sum_to(to_scale, scale.shape),
-        _sum_to(to_zero, zero.shape),
+        sum_to(to_scale, scale.shape),
+        sum_to(to_zero, zero.shape),
         jnp.zeros_like(levels),
         jnp.zeros_like(gradient_scale),
     )
 
 
-def _sum_to(x: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "..."]:
+def sum_to(x: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "..."]:
     """``x`` summed over the axes along which an operand of ``shape`` was broadcast."""
     shared = tuple(i for i, (n, m) in enumerate(zip(x.shape, shape, strict=True)) if m == 1 and n != 1)
     return x.sum(axis=shared, keepdims=True)
@@ -121,8 +121,8 @@ def _learned_backward(residuals, g):
     to_scale = upstream * (jnp.clip(jnp.round(steps), low, high) - jnp.where(inside, steps, 0.0))
     return (
         jnp.where(inside, g, jnp.zeros_like(g)),
-        _sum_to(to_scale, scale.shape) * gradient_scale,
-        _sum_to(jnp.where(inside, 0.0, upstream), offset.shape),
+        sum_to(to_scale, scale.shape) * gradient_scale,
+        sum_to(jnp.where(inside, 0.0, upstream), offset.shape),
         jnp.zeros_like(low),
         jnp.zeros_like(high),
         jnp.zeros_like(gradient_scale),

@@ -2,8 +2,15 @@
 
 from types import ModuleType
 
-from jvq.methods import igq, liu21, minmax, supervised, vvtq
+from jvq.methods import bivit, igq, liu21, minmax, supervised, vvtq
 
-METHODS: dict[str, ModuleType] = {"igq": igq, "liu21": liu21, "minmax": minmax, "supervised": supervised, "vvtq": vvtq}
+METHODS: dict[str, ModuleType] = {
+    "bivit": bivit,
+    "igq": igq,
+    "liu21": liu21,
+    "minmax": minmax,
+    "supervised": supervised,
+    "vvtq": vvtq,
+}
 
-__all__ = ["METHODS", "igq", "liu21", "minmax", "supervised", "vvtq"]
+__all__ = ["METHODS", "bivit", "igq", "liu21", "minmax", "supervised", "vvtq"]

@@ -7,7 +7,6 @@ gives is measured in configs/vvtq_ablation.py.
 """
 
 import dataclasses
-import importlib.util
 from collections.abc import Mapping, MutableMapping
 from fnmatch import fnmatch
 from typing import Any, Literal, get_args
@@ -25,11 +24,12 @@ from jvq.methods import distillation, latent, minmax, oscillation, transitions
 from jvq.methods.annealing import annealed
 from jvq.methods.bins import AGGREGATES, VARIANCES, Aggregate, Variance, bin_loss, strength
 from jvq.methods.distillation import DISTILLATIONS, Distillation
-from jvq.methods.minmax import at, edge_words, edges, is_edge, outputs, width, widths
+from jvq.methods.learning import Course, Learning
+from jvq.methods.minmax import at, edge_words, edges, is_edge, outputs, width
 from jvq.quantizers import Learned
 from jvq.quantizers.learned import GRADIENTS, STARTS, Gradient, Start
 from jvq.quantizers.uniform import check_choice
-from jvq.schedule import Rule, Schedule
+from jvq.schedule import Schedule
 
 Granularity = Literal["tensor", "head", "channel"]
 Offset = Literal["gelu", "all", "none"]
@@ -58,22 +58,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """How to train. Widths: 1 to 16 bits, or 32 for float."""
+class Options(Learning):
+    """How to train: all that Learning has, and what is VVTQ's."""
 
-    bits: int = 4  # of weights and activations
-    weight_bits: int | None = None  # instead of bits
-    act_bits: int | None = None  # instead of bits
-    edge_bits: int | None = 8  # of the patch embedding and the head; None: as all others
     granularity: Granularity = "channel"  # scales of weights: a tensor, a head of attention, an output channel
     leave: Literal["", "mlp", "attention", "query", "key", "value"] = ""  # operands that stay float
+    merged: bool = False  # query and key as one matrix a head (OFQ, jvq.models.merging)
     offset: Offset = "gelu"  # which activations have a learned offset
     weight_start: Start = "mse"
     act_start: Start = "mse"
     act_gradient: Gradient = "lsq"  # what the gradients of activations' scales are multiplied by
     mdq: Mdq = "grad"  # weights' scales weighed by the module: by gradient, by learning rate, or as in LSQ
     distillation: Distillation = "teacher"
-    teacher: str = ""  # weights of the teacher; "": the checkpoint that is quantised
     labels: str = ""  # folder of stored soft labels; "": made in the workdir
     crops: int = 4  # stored crops an image, of each image an epoch sees one
     crop_scale: tuple[float, ...] = (0.5, 1.0)  # share of the image's area in a crop
@@ -87,25 +83,6 @@ class Options:
     anneal: float = 0.0  # share of the steps, at the end, that train weights next to a boundary only
     anneal_band: float = 0.005  # how near, in steps of the scale
     stage: Stage = "both"  # "activations": weights stay float in training and are quantised behind it
-    epochs: int = 6
-    steps: int = 0  # instead of epochs; 0: as many as these have
-    batch: int = 128
-    learning_rate: float = 5e-4
-    warmup: float = 0.05  # fraction of the steps
-    weight_decay: float = 1e-4
-    scale_rate: float = 1.0  # learning rate of scales and offsets, as a multiple
-    clip: float | None = None  # global norm of the gradient
-    rule: Rule = "adamw"
-    accumulate: int = 1  # parts of a batch computed one after the other
-    ema: float = 0.0  # decay of the moving average that is evaluated; 0: none
-    precision: Literal["float32", "bfloat16"] = "float32"  # of operands in the student's products
-    drop_path: float = 0.0  # how often the last block's branches are dropped, of an image; less in earlier blocks
-    shift: int = 2  # pixels, each way; every other image is mirrored (without stored crops)
-    save_every: int = 500  # steps between checkpoints
-    tensorboard: bool = False  # events beside the JSON lines
-    holdout: int = 0  # training images kept back to tell the best checkpoint
-    take: Literal["last", "best"] = "last"  # which checkpoint is the result
-    seed: int = 0
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -113,8 +90,6 @@ class Options:
             ("offset", get_args(Offset)),
             ("mdq", get_args(Mdq)),
             ("leave", tuple(LEFT)),
-            ("take", ("last", "best")),
-            ("precision", ("float32", "bfloat16")),
             ("distillation", DISTILLATIONS),
             ("stage", get_args(Stage)),
             ("bins", AGGREGATES),
@@ -124,56 +99,31 @@ class Options:
             ("act_gradient", GRADIENTS),
         ):
             check_choice(f"method.{name}", getattr(self, name), known)
-        for name in ("epochs", "batch", "crops", "keep", "save_every", "accumulate"):
+        for name in ("crops", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"method.{name}: got {getattr(self, name)}, must be at least 1")
-        for name in ("bin_start", "hard", "warmup", "ema", "drop_path", "transitions", "anneal"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"method.{name}: got {getattr(self, name)}, must be in [0, 1)")
-        for name in ("bin_strength", "holdout", "steps", "weight_decay", "shift"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"method.{name}: got {getattr(self, name)}, must be at least 0")
-        for name in ("learning_rate", "scale_rate", "clip", "anneal_band"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"method.{name}: got {getattr(self, name)}, must be positive")
-        if self.batch % (parts := self.accumulate) or (
-            self.distillation == "stored" and self.batch % (parts := self.crops)
-        ):
-            raise ValueError(f"method.batch: got {self.batch}, must be a multiple of {parts} (accumulate, crops)")
+        super().__post_init__()
+        self.check_shares("bin_start", "hard", "transitions", "anneal")
+        self.check_nonnegative("bin_strength")
+        if self.anneal_band <= 0:
+            raise ValueError(f"method.anneal_band: got {self.anneal_band}, must be positive")
+        if self.distillation == "stored" and self.batch % self.crops:
+            raise ValueError(f"method.batch: got {self.batch}, must be a multiple of {self.crops} (crops)")
         if self.labels and self.distillation != "stored":
             raise ValueError(f"method.labels: only distillation 'stored' reads them, not '{self.distillation}'")
         if self.teacher and (self.distillation == "none" or self.labels):
             raise ValueError(f"method.teacher: '{self.teacher}' is not asked anything with these options")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"method.crop_scale: got {self.crop_scale}, must be two shares of an area, in order")
-        if self.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-            raise ValueError("method.tensorboard: needs tensorboardX, which pip install 'jvq[tensorboard]' brings")
         if self.stage == "activations" and (self.transitions or self.anneal):
             raise ValueError(
                 "method.stage: 'activations' trains float weights, which have no transitions or boundaries"
             )
-        if self.take == "best" and not self.holdout:
-            raise ValueError("method.take: 'best' needs images to tell it by, method.holdout")
-        self.schedule(self.batch)  # whose own fields are checked there
 
-    def widths(self) -> tuple[int, int]:
-        """Bits of weights and of activations."""
-        return widths(self.bits, self.weight_bits, self.act_bits)
 
-    def schedule(self, images: int) -> Schedule:
-        """The schedule for a training set of that many images, remainders of epochs dropped."""
-        return Schedule(
-            self.steps or self.epochs * (images // self.batch),
-            self.learning_rate,
-            self.warmup,
-            self.weight_decay,
-            self.clip,
-            rule=self.rule,
-            betas=(0.9, 0.999),
-            scale_rate=self.scale_rate,
-            ema=self.ema,
-            accumulate=self.accumulate,
-        )
+def student(options: Options, known: Sites) -> dict[str, Any]:
+    """Fields of the model's Spec that are otherwise in the model that is trained."""
+    return {"merged": True} if options.merged else {}
 
 
 def recipe(options: Options, known: Sites) -> Recipe:
@@ -245,11 +195,14 @@ def baselines(options: Options) -> dict[str, tuple[str, Any]]:
     }
 
 
-def drop(options: Options, known: Sites) -> dict[str, float]:
-    """By the last product of each residual branch how often it is dropped: growing evenly up to ``drop_path``."""
-    ends = [s for s in dict.fromkeys(o.site for o in known.values()) if s.endswith(("attn/proj", "mlp/fc2"))]
-    last = max(len(ends) // 2 - 1, 1)
-    return {site: options.drop_path * (i // 2) / last for i, site in enumerate(ends)} if options.drop_path else {}
+def beside(options: Options) -> bool:
+    """Whether a float model runs beside the student."""
+    return options.distillation in distillation.TAUGHT
+
+
+def labelled(options: Options, known: Sites) -> bool:
+    """Whether the loss needs the images' labels."""
+    return options.distillation == "none" or options.hard > 0
 
 
 def tape_loss(options: Options, known: Sites) -> distillation.Loss:
@@ -263,9 +216,9 @@ def watched(options: Options, known: Sites) -> list[str]:
     return heads if options.distillation == "features" else []
 
 
-def trained(options: Options, plan: Plan, known: Sites) -> dict[str, Quantizer]:
-    """The part of the plan under which is trained."""
-    return {a: q for a, q in plan.items() if options.stage == "both" or known[a].path is None}
+def courses(options: Options, plan: Plan, known: Sites) -> list[Course]:
+    """What is trained under which part of the plan."""
+    return [Course({a: q for a, q in plan.items() if options.stage == "both" or known[a].path is None})]
 
 
 def regularizer(options: Options, plan: Plan, known: Sites, steps: int) -> Any:
@@ -365,7 +318,6 @@ def summary(plan: Plan, known: Sites, trained: Any, tracks: Mapping[str, oscilla
 def protocol(options: Options) -> dict[str, Any]:
     """What has to be known to compare a result of this method."""
     weight_bits, act_bits = options.widths()
-    length = f"{options.steps} steps" if options.steps else f"{options.epochs} epochs"
     said = {
         "teacher": f"distilled from {options.teacher or 'its own float checkpoint'} on the same images",
         "features": f"distilled from the features of {options.teacher or 'its own float checkpoint'}",
@@ -381,7 +333,8 @@ def protocol(options: Options) -> dict[str, Any]:
         "patch embedding and head": f"{edge_words(options)}",
         "float": "LayerNorm, softmax, GELU, biases, residual additions"
         + (f", {options.leave}" if options.leave else ""),
-        "training": f"{length} of {options.batch}, {options.rule} {options.learning_rate:g}, {taught}",
+        **options.words(),
+        "learned from": taught,
         "weights in training": {"both": "quantised", "activations": "float, quantised at the end"}[options.stage],
         "steps of weights": f"so that {options.transitions:g} of codes change"
         if options.transitions
@@ -393,5 +346,4 @@ def protocol(options: Options) -> dict[str, Any]:
         "bin regulariser": f"{options.bins} + {options.bin_variance}, {options.bin_strength}, below 8 bits"
         if options.bin_strength
         else "none",
-        "result": f"{options.take} checkpoint" + (f", moving average {options.ema}" if options.ema else ""),
     }

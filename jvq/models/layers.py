@@ -1,5 +1,7 @@
 """The layers that the architectures share. They multiply only through the ``dot`` that they are handed."""
 
+import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,36 @@ from jvq.core.dot import Dot
 from jvq.core.packed import Packed
 
 Initializer = Callable[..., Any]
+QK_NORMS, QK_EPS = ("q_norm", "k_norm"), 1e-5  #: of queries and keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What attention and MLP are asked to do otherwise; fields of the same names in an architecture's Spec.
+
+    ``merged``: query and key are one matrix a head, the tokens themselves the keys (:mod:`jvq.models.merging`).
+    ``qk_norm``: a LayerNorm over the channels of each query and one of each key, shared by the heads. ``clip``: the
+    bound of what fc2 sees; 0: none. ``softmax`` off: the scores weigh the values as they are.
+    Source of the last three: Li et al. 2024 (Bi-ViT), its code; the last one is BiBERT's.
+    """
+
+    merged: bool
+    qk_norm: bool
+    clip: float
+    softmax: bool
+
+    def __post_init__(self) -> None:
+        if self.merged and self.qk_norm:
+            raise ValueError("model.qk_norm needs queries and keys of their own, which model.merged makes one matrix")
+        if self.merged and not self.softmax:
+            raise ValueError("model.merged leaves out what only a softmax takes away: it needs model.softmax")
+        if not 0 <= self.clip < math.inf:
+            raise ValueError(f"model.clip: got {self.clip}, must be a finite bound, or 0 for none")
+
+    @classmethod
+    def of(cls, spec: Any) -> "Variant":
+        """The one that a Spec's fields say."""
+        return cls(**{f.name: getattr(spec, f.name) for f in dataclasses.fields(cls)})
 
 
 def site(module: nn.Module) -> str:
@@ -108,38 +140,42 @@ def patches(
 
 
 class Mlp(nn.Module):
-    """fc1, exact GELU, fc2."""
+    """fc1, exact GELU, fc2; between the last two everything is held within ``clip`` of zero, where that is not 0."""
 
     hidden: int
+    clip: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], dot: Dot) -> Float[Array, "b n d"]:
         dim = x.shape[-1]
         x = Linear("bnd,do->bno", (dim, self.hidden), name="fc1")(x, dot)
         x = jax.nn.gelu(x, approximate=False)
+        if self.clip:
+            x = jnp.clip(x, -self.clip, self.clip)
         return Linear("bnd,do->bno", (self.hidden, dim), name="fc2")(x, dot)
 
 
 def scores_and_values(
-    here: str, x: Float[Array, "*lead n d"], heads: int, merged: bool, dot: Dot, lead: str
+    here: str, x: Float[Array, "*lead n d"], heads: int, variant: Variant, dot: Dot, lead: str
 ) -> tuple[Float[Array, "*lead h q k"], Float[Array, "*lead h k e"]]:
     """The scores of an attention, scaled, and its values, for the module at ``here`` that calls this.
 
     ``lead`` are the letters in front of the tokens. The fused projection is one product whose kernel has letters
-    [d,s,h,e]; ``merged``: query and key are one matrix a head, the tokens themselves the keys
-    (:mod:`jvq.models.merging`).
+    [d,s,h,e]; for others see :class:`Variant`.
     """
     dim = x.shape[-1]
     e = dim // heads
     # Products come out in XLA's own order (shared, left, right); turning them is left to a transposition, or the
     # compiler chooses how to multiply by the batch size, and with it the rounding.
-    if merged:
+    if variant.merged:
         z = Linear(f"{lead}nd,dho->{lead}nho", (dim, heads, dim), name="query_key")(x, dot)
         v = Linear(f"{lead}nd,dhe->{lead}nhe", (dim, heads, e), name="value")(x, dot)
         z, v = rearrange(z, "... n h d -> ... h n d"), rearrange(v, "... n h e -> ... h n e")
         return dot(f"{here}/qk", f"{lead}hqd,{lead}kd->{lead}hqk", q=z * e**-0.5, k=x), v
     qkv = Linear(f"{lead}nd,dshe->{lead}nshe", (dim, 3, heads, e), name="qkv")(x, dot)
     q, k, v = rearrange(qkv, "... n s h e -> s ... h n e")
+    if variant.qk_norm:
+        q, k = (Norm(QK_EPS, name=name)(y) for name, y in zip(QK_NORMS, (q, k), strict=True))
     return dot(f"{here}/qk", f"{lead}hqe,{lead}hke->{lead}hqk", q=q * e**-0.5, k=k), v
 
 
@@ -147,13 +183,14 @@ class Attention(nn.Module):
     """Multi-head self-attention."""
 
     heads: int
-    merged: bool = False  # see scores_and_values
+    variant: Variant
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], dot: Dot) -> Float[Array, "b n d"]:
         here, dim = site(self), x.shape[-1]
-        scores, v = scores_and_values(here, x, self.heads, self.merged, dot, "b")
-        y = dot(f"{here}/pv", "bhqk,bhke->bhqe", p=softmax(scores), v=v)
+        scores, v = scores_and_values(here, x, self.heads, self.variant, dot, "b")
+        p = softmax(scores) if self.variant.softmax else scores
+        y = dot(f"{here}/pv", "bhqk,bhke->bhqe", p=p, v=v)
         return Linear("bnd,do->bno", (dim, dim), name="proj")(rearrange(y, "b h q e -> b q (h e)"), dot)
 
 
@@ -192,13 +229,13 @@ class Block(nn.Module):
     hidden: int
     eps: float
     layer_scale: float | None
-    merged: bool = False
+    variant: Variant
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], dot: Dot) -> Float[Array, "b n d"]:
-        for i, (norm, layer) in enumerate(
-            (("norm1", Attention(self.heads, self.merged, name="attn")), ("norm2", Mlp(self.hidden, name="mlp"))), 1
-        ):
+        attention = Attention(self.heads, self.variant, name="attn")
+        mlp = Mlp(self.hidden, self.variant.clip, name="mlp")
+        for i, (norm, layer) in enumerate((("norm1", attention), ("norm2", mlp)), 1):
             y = layer(Norm(self.eps, name=norm)(x), dot)
             if self.layer_scale is not None:
                 y = LayerScale(self.layer_scale, name=f"scale{i}")(y)

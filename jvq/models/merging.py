@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jvq.core.dot import Dot, float_dot
+from jvq.core.packed import Packed
 
 FUSED = "qkv"
 
@@ -20,6 +21,8 @@ def merged(params: Mapping[str, Any], dot: Dot = float_dot) -> dict[str, Any]:
     for name, value in params.items():
         if name == FUSED:
             kernel, bias = value["kernel"], value["bias"]  # [d s h e], [s h e]
+            if isinstance(kernel, Packed):
+                raise ValueError("model.merged: a packed query and key cannot be made one matrix")
             both = dot(name, "dhe,ohe->dho", query=kernel[:, 0], key=kernel[:, 1])
             shift = dot(name, "he,ohe->ho", query=bias[0], key=kernel[:, 1])
             found["query_key"] = {"kernel": both, "bias": shift}

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jvq.core.dot import Dot, float_dot
 from jvq.core.errors import nearest
-from jvq.models.layers import Linear, Mlp, Norm, patches, pooled, scores_and_values, site, softmax
+from jvq.models.layers import Linear, Mlp, Norm, Variant, patches, pooled, scores_and_values, site, softmax
 
 SIZES = {  # name: (dim, depths, heads)
     "T": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
@@ -40,6 +40,9 @@ class Spec:
     classes: int = 1000  # 0: no head, the forward gives the pooled features
     eps: float = 1e-5
     merged: bool = False  # query and key as one matrix a head (jvq.models.merging)
+    qk_norm: bool = False  # a LayerNorm over the channels of each query and of each key
+    clip: float = 0.0  # bound of the GELU's output; 0: none
+    softmax: bool = True  # False: the scaled scores weigh the values as they are
 
     def __post_init__(self) -> None:
         y, x = self.image
@@ -52,6 +55,7 @@ class Spec:
                 raise ValueError(f"stage {i}: its width {self.dim << i} is not a multiple of model.heads {heads}")
         if self.window < 2:
             raise ValueError(f"model.window: got {self.window}, must be at least 2")
+        Variant.of(self)
 
     @property
     def grids(self) -> list[tuple[int, int]]:
@@ -123,33 +127,37 @@ class Block(nn.Module):
             y = jnp.roll(y, (-shift, -shift), (1, 2))
         y = rearrange(y, "b (i p) (j q) d -> b (i j) (p q) d", p=size, q=size)
         apart = apart_by_shift(padded, size, shift) if shift else None
-        y = WindowAttention(self.heads, size, self.spec.merged, name="attn")(y, apart, dot)
+        y = WindowAttention(self.heads, size, Variant.of(self.spec), name="attn")(y, apart, dot)
         y = rearrange(y, "b (i j) (p q) d -> b (i p) (j q) d", i=padded[0] // size, p=size)
         if shift:
             y = jnp.roll(y, (shift, shift), (1, 2))
         x = x + rearrange(y[:, :h, :w], "b h w d -> b (h w) d")
         hidden = round(x.shape[-1] * self.spec.mlp_ratio)
-        return x + Mlp(hidden, name="mlp")(Norm(self.spec.eps, name="norm2")(x), dot)
+        return x + Mlp(hidden, self.spec.clip, name="mlp")(Norm(self.spec.eps, name="norm2")(x), dot)
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside windows [b m n d], with a learned bias per head and relative position."""
+    """Multi-head self-attention inside windows [b m n d], with a learned bias per head and relative position.
+
+    Without a softmax tokens apart keep their ``APART``, far below the threshold of any boolean attention.
+    """
 
     heads: int
     window: int
-    merged: bool = False  # see scores_and_values
+    variant: Variant
 
     @nn.compact
     def __call__(self, x: Float[Array, "b m n d"], apart: np.ndarray | None, dot: Dot) -> Float[Array, "b m n d"]:
         here, dim = site(self), x.shape[-1]
-        scores, v = scores_and_values(here, x, self.heads, self.merged, dot, "bm")
+        scores, v = scores_and_values(here, x, self.heads, self.variant, dot, "bm")
         table = self.param(
             "bias_table", nn.initializers.truncated_normal(0.02), ((2 * self.window - 1) ** 2, self.heads)
         )
         scores = scores + rearrange(table[relative_index(self.window)], "q k h -> 1 1 h q k")
         if apart is not None:
             scores = scores + jnp.asarray(apart)[None, :, None]
-        y = dot(f"{here}/pv", "bmhqk,bmhke->bmhqe", p=softmax(scores), v=v)
+        p = softmax(scores) if self.variant.softmax else scores
+        y = dot(f"{here}/pv", "bmhqk,bmhke->bmhqe", p=p, v=v)
         y = rearrange(y, "b m h q e -> b m q (h e)")
         return Linear("bmnd,do->bmno", (dim, dim), name="proj")(y, dot)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jvq.core.dot import Dot, float_dot
 from jvq.core.errors import nearest
-from jvq.models.layers import Block, Linear, Norm, patches, pooled
+from jvq.models.layers import Block, Linear, Norm, Variant, patches, pooled
 from jvq.models.positions import torch_bicubic
 
 SIZES = {  # name: (dim, depth, heads)
@@ -52,6 +52,9 @@ class Spec:
     layer_scale: float | None = None  # initial value; None: no LayerScale
     eps: float = 1e-6
     merged: bool = False  # query and key as one matrix a head (jvq.models.merging)
+    qk_norm: bool = False  # a LayerNorm over the channels of each query and of each key
+    clip: float = 0.0  # bound of the GELU's output; 0: none
+    softmax: bool = True  # False: the scaled scores weigh the values as they are
 
     def __post_init__(self) -> None:
         y, x = self.image
@@ -70,6 +73,7 @@ class Spec:
             raise ValueError("model.distill_token needs model.class_token and model.pool 'cls'")
         if self.registers < 0 or self.representation < 0:
             raise ValueError("model.registers and model.representation must be at least 0")
+        Variant.of(self)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -112,9 +116,9 @@ class ViT(nn.Module):
     ) -> Float[Array, "b ..."]:
         s = self.spec
         x = self.tokens(images, dot)
-        hidden = round(s.dim * s.mlp_ratio)
+        hidden, variant = round(s.dim * s.mlp_ratio), Variant.of(s)
         for i in range(s.depth):
-            x = Block(s.heads, hidden, s.eps, s.layer_scale, s.merged, name=f"block{i:02d}")(x, dot)
+            x = Block(s.heads, hidden, s.eps, s.layer_scale, variant, name=f"block{i:02d}")(x, dot)
         x = self.features(x)
         if not s.classes:
             return x if s.pool == "none" else x[:, 0]

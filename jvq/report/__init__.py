@@ -1,5 +1,6 @@
 """Reports: one dict, shown on the terminal and written as ``report.json`` and ``report.md``."""
 
+from jvq.report.attention import draw_attention
 from jvq.report.groups import draw_allocation, draw_error, draw_fronts, draw_grouping
 from jvq.report.maps import draw_maps
 from jvq.report.tables import cost_cells, figures_of, markdown, row_cells, row_head, site_cells
@@ -14,6 +15,7 @@ __all__ = [
     "claim",
     "cost_cells",
     "draw_allocation",
+    "draw_attention",
     "draw_error",
     "draw_fronts",
     "draw_grouping",

@@ -8,7 +8,7 @@ import numpy as np
 
 from jvq.report.picture import figure, save
 
-SHOWN = ("loss", "kl", "regularizer", "oscillating")  #: of what a log has, a panel each
+SHOWN = ("loss", "kl", "ranking", "flips", "regularizer", "oscillating")  #: of what a log has, a panel each
 
 
 def draw_training(path: Path, training: Mapping[str, Any]) -> None:

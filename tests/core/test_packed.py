@@ -13,7 +13,7 @@ from jvq.core.freeze import freeze
 from jvq.core.packed import Packed, pack_bits, unpack_bits
 from jvq.core.quantizer import Codes
 from jvq.core.recipe import resolve
-from jvq.quantizers import Grouped, Uniform
+from jvq.quantizers import Grouped, Signs, Steps, Ternary, Uniform
 
 SHAPES = [(8,), (1,), (13,), (16, 3), (7, 5), (9, 2, 3, 2)]
 
@@ -94,6 +94,34 @@ def test_packed_is_a_pytree_through_jit_and_abstract_evaluation(rng):
     assert jax.tree.map(lambda x: x.shape, leaf).planes == (4, 2, 6)
 
 
+def test_signs_without_a_zero_point_are_one_plane_and_a_scale(rng):
+    codes = rng.integers(0, 2, (13, 6)).astype(np.int32)
+    scale = rng.uniform(0.1, 1, (1, 6)).astype(np.float32)
+    leaf = Packed.of(Codes(jnp.asarray(codes), jnp.asarray(scale), None), 1)
+    np.testing.assert_array_equal(leaf.planes, planes_by_hand(codes, 1))
+    assert leaf.nbytes == 2 * 6 + 4 * 6
+    assert [a.shape for a in jax.tree.leaves(leaf)] == [(1, 2, 6), (1, 6)]
+    value = np.where(codes == 1, scale, -scale)
+    np.testing.assert_array_equal(leaf.unpack(), value)
+    back, unpacked = jax.jit(lambda t: (t, t.unpack()))(leaf)
+    assert back.zero is None
+    np.testing.assert_array_equal(unpacked, value)
+    assert jax.eval_shape(Packed.unpack, leaf).shape == jax.eval_shape(lambda t: t, leaf).shape == (13, 6)
+    np.testing.assert_array_equal(jax.device_get(leaf).planes, leaf.planes)
+
+
+def test_signs_may_have_an_offset_as_long_as_they_are_not_packed():
+    codes = Codes(jnp.asarray([0, 1, 1]), jnp.float32(0.5), None, jnp.float32(2.0))
+    assert codes.decode().tolist() == [1.5, 2.5, 2.5]
+    with pytest.raises(ValueError, match="a weight with an offset cannot be packed"):
+        Packed.of(codes, 1)
+
+
+def test_signs_of_more_than_one_bit_are_refused():
+    with pytest.raises(ValueError, match="codes without a zero point are signs, which have 1 bit, got 2"):
+        Packed.of(Codes(jnp.asarray([0, 1]), jnp.float32(1), None), 2)
+
+
 @pytest.fixture(scope="module")
 def frozen(tiny):
     """The tiny model with weights per output channel at 4 bits, activations at 6, before and after freezing."""
@@ -147,3 +175,42 @@ def test_a_packed_weight_is_within_half_a_step_of_the_float_one(tiny, frozen):
     inside = step[None] / 15 * 0.5001
     assert (np.abs(np.asarray(leaf.unpack()) - kernel) <= 2 * inside).all()  # the ends move by up to half a step
     assert (np.abs(np.asarray(leaf.unpack()) - kernel) <= inside).mean() > 0.7
+
+
+BINARY = [  # attn/qkv.x stays float: sums of signs are often 0, whose sign would hang on a last bit
+    ("stem.x", Signs()),
+    ("head.x", Signs()),
+    ("attn/qk.*", Signs(scale="learned", keep="h")),
+    ("attn/pv.v", Signs(scale="learned", keep="h")),
+    ("attn/pv.p", Steps(keep="h")),
+    ("*.w", Signs(scale="mean", keep="o")),
+    ("attn/qkv.w", Signs(scale="mean", keep="she")),
+    ("head.w", Ternary(keep="o")),
+]
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_binary_model_computes_packed_what_it_computes_fake(tiny, sequential):
+    """Quantisers without a state too are calibrated, frozen and run."""
+    plan = resolve(BINARY, tiny.known)
+    qstate = calibrate(tiny.forward, tiny.params, tiny.images, plan, tiny.known, sequential=sequential)
+    assert {a: set(s) for a, s in qstate.items()} == {
+        a: {"scale"} if a.startswith(("attn/qk.", "attn/pv.")) else set() for a in plan
+    }
+    params, rest, left = freeze(tiny.params, plan, qstate, tiny.known)
+    got = jax.jit(lambda p, q, x: tiny.forward(p, x, quantized(rest, q, packed_dot())))(params, left, tiny.images)
+    fake = jax.jit(lambda p, q, x: tiny.forward(p, x, quantized(plan, q)))
+    np.testing.assert_allclose(got, fake(tiny.params, qstate, tiny.images), atol=1e-5)
+    kernels = params["stem"]["kernel"], params["attn"]["qkv"]["kernel"], params["head"]["kernel"]
+    assert [leaf.nbytes for leaf in kernels] == [8 + 8 * 4, 24 + 24 * 4, 2 * 5 + 5 * 4 + 5 * 4]
+    assert [leaf.zero is None for leaf in kernels] == [True, True, False]
+    for leaf, address in zip(kernels, ("stem.w", "attn/qkv.w", "head.w"), strict=True):
+        letters = tiny.known[address].letters
+        want = plan[address].apply(qstate[address], _at(tiny.params, tiny.known[address].path), letters)
+        np.testing.assert_allclose(leaf.unpack(), want, rtol=1e-6)
+
+
+def _at(params, path):
+    for key in path:
+        params = params[key]
+    return params

@@ -12,7 +12,7 @@ from jvq import open_weights
 from jvq.core.dot import quantized
 from jvq.core.recipe import resolve, sites
 from jvq.data import Preprocess, open_source
-from jvq.methods import vvtq
+from jvq.methods import learning, vvtq
 from jvq.methods.bins import bin_loss
 from jvq.methods.oscillation import MOMENTUM
 from jvq.methods.vvtq import PRESETS, Options
@@ -393,8 +393,8 @@ def test_a_family_that_is_left_out_is_float_and_nothing_else(each, family):
 
 def test_branches_are_dropped_more_often_the_deeper_they_are(each):
     known, blocks = each
-    assert vvtq.drop(Options(), known) == {}
-    found = vvtq.drop(Options(drop_path=0.2), known)
+    assert learning.drop(Options(), known) == {}
+    found = learning.drop(Options(drop_path=0.2), known)
     assert len(found) == 2 * len(blocks)
     assert [*found.values()] == ([0.0, 0.0] if len(blocks) == 1 else [0.0, 0.0, 0.2, 0.2])
 
@@ -429,11 +429,17 @@ def test_the_regulariser_is_there_below_8_bits(bits, there, known):
 
 def test_weights_that_stay_float_in_training_are_not_in_its_plan(known):
     plan = plan_of(known)
-    assert vvtq.trained(Options(), plan, known) == plan
-    first = vvtq.trained(Options(stage="activations"), plan, known)
+    (whole,) = vvtq.courses(Options(), plan, known)
+    assert (whole.plan, whole.begin, whole.end) == (plan, 0.0, 1.0)
+    first = vvtq.courses(Options(stage="activations"), plan, known)[0].plan
     assert first == {a: q for a, q in plan.items() if known[a].path is None}
     assert vvtq.regularizer(Options(), first, known, 10) is None
     assert vvtq.carried(first, known, {}) == {}
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_merging_is_said_of_the_model_that_is_trained(merged, known):
+    assert vvtq.student(Options(merged=merged), known) == ({"merged": True} if merged else {})
 
 
 def test_nothing_is_reweighted_without_weights(known):

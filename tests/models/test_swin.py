@@ -25,6 +25,8 @@ VARIANTS = {
     "window larger than the grid": {"image": (8, 12), "window": 7},
     "odd window, three stages": {"window": 3, "depths": (2, 1, 1), "heads": (2, 2, 4)},
     "features": {"classes": 0},
+    "norms of queries and keys, bounded": {"qk_norm": True, "clip": 0.5, "image": (18, 14)},
+    "without a softmax": {"softmax": False},
 }
 
 
@@ -39,10 +41,12 @@ def norm(x, p, eps):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * p["scale"] + p["bias"]
 
 
-def attention(x, p, heads, window, shift):
+def attention(x, p, s, heads, window, shift):
     """Of a padded map [y, x, d], token by token: who shares its shifted window, and was not carried round the edge."""
     h, w, d = x.shape
     qkv = np.einsum("yxd,dshe->yxshe", x, p["qkv"]["kernel"]) + p["qkv"]["bias"]
+    if s.qk_norm:
+        qkv[:, :, 0], qkv[:, :, 1] = (norm(qkv[:, :, i], p[f"{a}_norm"], 1e-5) for i, a in enumerate("qk"))
     out = np.zeros((h, w, d))
     places = [(i, j) for i in range(h) for j in range(w)]
 
@@ -55,22 +59,25 @@ def attention(x, p, heads, window, shift):
         for head in range(heads):
             scores = []
             for o in others:
-                s = qkv[at][0, head] @ qkv[o][1, head] / np.sqrt(d / heads)
+                score = qkv[at][0, head] @ qkv[o][1, head] / np.sqrt(d / heads)
                 dy, dx = (m - n for m, n in zip(a, moved(*o), strict=True))
-                s += p["bias_table"][(dy + window - 1) * (2 * window - 1) + dx + window - 1, head]
+                score += p["bias_table"][(dy + window - 1) * (2 * window - 1) + dx + window - 1, head]
                 carried = any((i < shift) != (j < shift) for i, j in zip(at, o, strict=True))
-                scores.append(s - 100 * carried)
+                scores.append(score - 100 * carried)
             e = d // heads
-            out[at][head * e : (head + 1) * e] = softmax(scores) @ [qkv[o][2, head] for o in others]
+            weights = softmax(scores) if s.softmax else np.asarray(scores)
+            out[at][head * e : (head + 1) * e] = weights @ [qkv[o][2, head] for o in others]
     return out @ p["proj"]["kernel"] + p["proj"]["bias"]
 
 
-def block(x, p, eps, heads, window, shift):
+def block(x, p, s, heads, window, shift):
     h, w, _ = x.shape
-    y = np.pad(norm(x, p["norm1"], eps), [(0, -h % window), (0, -w % window), (0, 0)])
-    x = x + attention(y, p["attn"], heads, window, shift)[:h, :w]
-    y = norm(x, p["norm2"], eps) @ p["mlp"]["fc1"]["kernel"] + p["mlp"]["fc1"]["bias"]
-    return x + (y * 0.5 * (1 + erf(y / np.sqrt(2)))) @ p["mlp"]["fc2"]["kernel"] + p["mlp"]["fc2"]["bias"]
+    y = np.pad(norm(x, p["norm1"], s.eps), [(0, -h % window), (0, -w % window), (0, 0)])
+    x = x + attention(y, p["attn"], s, heads, window, shift)[:h, :w]
+    y = norm(x, p["norm2"], s.eps) @ p["mlp"]["fc1"]["kernel"] + p["mlp"]["fc1"]["bias"]
+    y = y * 0.5 * (1 + erf(y / np.sqrt(2)))
+    y = np.clip(y, -s.clip, s.clip) if s.clip else y
+    return x + y @ p["mlp"]["fc2"]["kernel"] + p["mlp"]["fc2"]["bias"]
 
 
 def merge(x, p, eps):
@@ -98,7 +105,7 @@ def numpy_swin(images, p, s):
             for j in range(depth):
                 window = min(s.window, *x.shape[:2])
                 shift = s.window // 2 if j % 2 and min(x.shape[:2]) > s.window else 0
-                x = block(x, stage[f"block{j:02d}"], s.eps, s.heads[i], window, shift)
+                x = block(x, stage[f"block{j:02d}"], s, s.heads[i], window, shift)
             if i + 1 < len(s.depths):
                 x = merge(x, stage["merge"], s.eps)
         x = norm(x, p["norm"], s.eps).mean((0, 1))
@@ -169,6 +176,8 @@ def test_relative_index_is_the_papers():
         ({"window": 1}, "model.window: got 1"),
         ({"windows": 7}, "did you mean 'window'"),
         ({"size": "Ti"}, "model size 'Ti'"),
+        ({"merged": True, "qk_norm": True}, "model.qk_norm needs queries and keys of their own"),
+        ({"clip": -0.5}, "model.clip: got -0.5"),
     ],
 )
 def test_impossible_specs(changes, said):

@@ -23,6 +23,8 @@ VARIANTS = {
     "normed_mean": {"pool": "normed_mean", "class_token": False},
     "tokens": {"pool": "none", "classes": 0, "registers": 2},
     "representation": {"representation": 5},
+    "qk_norm_and_clip": {"qk_norm": True, "clip": 0.5, "distill_token": True},
+    "without_softmax": {"softmax": False},
 }
 
 
@@ -44,11 +46,15 @@ def numpy_block(x, p, s):
     heads = []
     for i in range(s.heads):
         q, k, v = (h @ kernel[:, j, i] + bias[j, i] for j in range(3))
-        heads.append(softmax(q @ k.T / np.sqrt(s.dim / s.heads), axis=-1) @ v)
+        if s.qk_norm:
+            q, k = norm(q, p["attn"]["q_norm"], 1e-5), norm(k, p["attn"]["k_norm"], 1e-5)
+        scores = q @ k.T / np.sqrt(s.dim / s.heads)
+        heads.append((softmax(scores, axis=-1) if s.softmax else scores) @ v)
     y = np.concatenate(heads, axis=-1) @ p["attn"]["proj"]["kernel"] + p["attn"]["proj"]["bias"]
     x = x + (y if s.layer_scale is None else y * p["scale1"]["gamma"])
     h = norm(x, p["norm2"], s.eps) @ p["mlp"]["fc1"]["kernel"] + p["mlp"]["fc1"]["bias"]
     h = h * 0.5 * (1 + erf(h / np.sqrt(2)))
+    h = np.clip(h, -s.clip, s.clip) if s.clip else h
     y = h @ p["mlp"]["fc2"]["kernel"] + p["mlp"]["fc2"]["bias"]
     return x + (y if s.layer_scale is None else y * p["scale2"]["gamma"])
 
@@ -169,6 +175,8 @@ def test_resized_positions():
         ({"pool": "maen"}, "'maen'"),  # with the nearest, but for jaxtyping, which sees it first
         ({"registers": -1}, "model.registers and model.representation must be at least 0"),
         ({"size": "Tiny"}, "model size 'Tiny'"),
+        ({"merged": True, "qk_norm": True}, "model.qk_norm needs queries and keys of their own"),
+        ({"clip": -0.5}, "model.clip: got -0.5"),
     ],
 )
 def test_impossible_specs(changes, said):

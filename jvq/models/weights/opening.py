@@ -9,7 +9,7 @@ import flax.traverse_util as traverse
 import numpy as np
 
 from jvq.models import Model, build, vit
-from jvq.models.merging import merged
+from jvq.models.altering import FIELDS, altered
 from jvq.models.weights import augreg, beside, files, huggingface, native, spec, timm, tree
 from jvq.models.weights.native import Checkpoint
 from jvq.models.weights.table import choose, opened
@@ -24,11 +24,12 @@ def open_path(
     """The checkpoint in a file or a folder.
 
     ``model`` has fields of the architecture's Spec. Another ``classes`` than the file's puts a head of zeros in the
-    place of its own (0: none), another ``image`` resizes the positions, ``merged`` makes query and key one matrix,
-    other fields say what the file does not. ``preprocess`` replaces fields of what the images go through.
+    place of its own (0: none), another ``image`` resizes the positions, ``merged``, ``qk_norm``, ``clip`` and
+    ``softmax`` alter it (:mod:`jvq.models.altering`), other fields say what the file does not. ``preprocess`` replaces
+    fields of what the images go through.
     """
     path, asked = files.located(path), dict(model or {})
-    merge = asked.pop("merged", None)
+    other = {name: asked.pop(name) for name in FIELDS if name in asked}
     if "image" in asked:
         asked["image"] = beside.pair(asked["image"], "model.image")
     kind = files.format_of(path) if path.suffix == ".safetensors" and path.is_file() else ""
@@ -39,20 +40,9 @@ def open_path(
         )
     found = _ours(path, asked) if kind == native.FORMAT else _foreign(path, asked)
     fields = beside.checked(found.preprocess, preprocess, str(path))
-    found = dataclasses.replace(found, preprocess=fields)
-    found = _merged(found, merge, str(path))
+    changed, params = altered(found.model, found.params, where=str(path), **other)
+    found = dataclasses.replace(found, model=changed, params=params, preprocess=fields)
     return resized(found, asked.get("image") or tuple(fields["size"]))
-
-
-def _merged(found: Checkpoint, wanted: bool | None, where: str) -> Checkpoint:
-    """The checkpoint with query and key as one matrix, where that is wanted."""
-    fields = dataclasses.asdict(found.model.spec)
-    if wanted is None or wanted == fields.get("merged"):
-        return found
-    if not wanted:
-        raise ValueError(f"model.merged: the query and key of {where} are one matrix already")
-    model = build(found.model.architecture, {**fields, "merged": True})
-    return dataclasses.replace(found, model=model, params=merged(found.params))
 
 
 def _ours(path: Path, asked: dict[str, Any]) -> Checkpoint:
