@@ -85,8 +85,9 @@ def attention_maps(
     and parameters; everything before a map is quantised as the plan says. One forward of all the images.
     """
     forward, params = model
-    found = _maps(forward, forms(plan), tuple(addresses), params, dict(qstate), jnp.asarray(images))
-    return jax.device_get(found)
+    chosen = tuple(addresses)
+    found = jax.device_get(_maps(forward, forms(plan), chosen, params, dict(qstate), jnp.asarray(images)))
+    return {a: found[a] for address in chosen for a in (address, address + SEEN) if a in found}
 
 
 @partial(jax.jit, static_argnums=range(3))

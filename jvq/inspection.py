@@ -14,12 +14,22 @@ from jvq.data import Loader
 from jvq.methods.grouping import grouping, pictured, troubles_of
 from jvq.models.weights import Checkpoint
 from jvq.opening import first
-from jvq.report import draw_allocation, draw_error, draw_fronts, draw_grouping, draw_joint, draw_training, draw_widths
+from jvq.report import (
+    draw_allocation,
+    draw_attention,
+    draw_error,
+    draw_fronts,
+    draw_grouping,
+    draw_joint,
+    draw_training,
+    draw_widths,
+)
 from jvq.report.tables import COLUMNS
 from jvq.rows import Row, fitted_checkpoint, site_table
 
 SITE_IMAGES = 64  #: images on which the error of every site is measured, the first of the evaluated ones
 ORDER_IMAGES = 16  #: of these, on which the order of attention rows is compared
+ATTENDED = 3  #: rows whose attention is drawn
 SCORES = ("top1", "correlation")  #: what a front shows, the first that a row has; larger is better
 LOSSES = ("kl", "nmse")  #: what the number of groups is held against; smaller is better
 
@@ -78,12 +88,38 @@ def draw(
         forward, params = mine.checkpoint.model.forward, mine.checkpoint.params
         draw_grouping(workdir / "groups.png", grouping(forward, params, images, row.plan, mine.known, chosen))
         made.append("groups.png")
+    if getattr(row.method, "ATTENDS", False):
+        _draw_attention(workdir / "attention.png", fits, name, checkpoint, known, images)
+        made.append("attention.png")
     for other, (_, fit) in fits.items():
         for note, (file, picture) in PICTURES.items():
             if note in fit.notes:
                 made.append(f"{file}.png" if other == name else f"{file}_{other}.png")
                 picture(workdir / made[-1], fit.notes[note])
     return made
+
+
+def _draw_attention(
+    path: Path, fits: Fits, name: str, checkpoint: Checkpoint, known: Sites, images: np.ndarray
+) -> None:
+    """Writes the first image's attention, first head and window, of the float model, the row ``name`` and its like."""
+    addresses = [a for a, o in known.items() if o.role == "p"]
+    plain = checkpoint.model.forward, checkpoint.params
+    like = [other for other, (row, _) in fits.items() if row.method is fits[name][0].method and row.plan]
+    chosen, maps, order = [name, *(other for other in like if other != name)], {}, {}
+
+    def some(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {a: np.asarray(x[(0,) * (x.ndim - 2)]) for a, x in found.items()}
+
+    maps["float"] = some(evaluate_order.attention_maps(plain, {}, {}, addresses, images[:1]))
+    for other in chosen[:ATTENDED]:
+        row, fit = fits[other]
+        own = fitted_checkpoint(row.subject(checkpoint, known).checkpoint, fit)
+        model = own.model.forward, own.params
+        maps[other] = some(evaluate_order.attention_maps(model, row.plan, fit.qstate, addresses, images[:1]))
+        found = images[:ORDER_IMAGES]
+        order[other] = evaluate_order.order_agreement(plain, model, row.plan, fit.qstate, known, found)
+    draw_attention(path, maps, order)
 
 
 def draw_table(workdir: Path, rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any], name: str) -> list[str]:

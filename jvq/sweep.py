@@ -20,6 +20,7 @@ from jvq.report import Console
 from jvq.stages import Stages
 
 Plans = sharing.Plans
+COUNTED = ("operations",)  #: of what fitting notes, what is the same with every seed; of the last width
 
 
 def wanted(cfg: Run) -> bool:
@@ -45,6 +46,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     warnings: list[str] = []
     outputs: dict[str, dict[str, Any]] = {}
     errors: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
+    counted: dict[str, Any] = {}
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
         seeded = {key: _seeded(row, seed) for key, row in plans.items()}
         with stages.stage("fit"):
@@ -54,6 +56,8 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         if seed == cfg.seed:
             with stages.stage("inspect"):  # at the last width, with the first seed
                 sites, pictures, warnings = _inspected(cfg, workdir, seeded, fits, checkpoint, known, loader, images)
+                main = fits[[*plans][-1][0], cfg.method_name].notes
+                counted = {part: main[part] for part in COUNTED if part in main}
         for (width, name), row in seeded.items():
             with stages.stage("evaluate"):
                 fit = fits[width, name]
@@ -89,6 +93,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         "sites": sites,
         "pictures": pictures,
         "warnings": [*opening.warnings_of(loader), *warnings],
+        **counted,
     }
 
 

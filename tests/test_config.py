@@ -114,7 +114,7 @@ def test_a_mistake_says_what_where_got_and_the_nearest_right_thing(case):
 
 WRONG_TREES = {
     "not a mapping": (5, "get_config must return what jvq.config.config makes, got int"),
-    "no method": ({"name": "x"}, "method.name is missing .there are: igq"),
+    "no method": ({"name": "x"}, "method.name is missing .there are: bivit, igq"),
     "method no mapping": ({"name": "x", "method": "igq"}, "method must be a mapping of options, got 'igq'"),
     "data no mapping": ({**PLAIN, "data": 3}, "data must be a mapping of options, got 3"),
     "no name": ({"method": {"name": "igq"}}, "config: name is missing"),

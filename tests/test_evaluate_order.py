@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import kendalltau
 
 from jvq.core.recipe import sites
-from jvq.evaluate_order import kendall, order_agreement
-from jvq.quantizers import Uniform
+from jvq.evaluate_order import attention_maps, kendall, order_agreement
+from jvq.quantizers import Steps, Uniform
 
 
 @pytest.mark.parametrize("decimals", [8, 1])
@@ -80,3 +80,41 @@ def test_maps_are_compared_behind_quantised_sites_and_batches_do_not_matter(rng)
     assert order_agreement((attend, params), (attend, other), {}, {}, known, images)["one/pv.p"] < 0, (
         "its own parameters"
     )
+
+
+def test_attention_maps_are_a_softmax_and_behind_a_quantiser_what_it_gives(rng):
+    params = {name: jnp.asarray(rng.normal(size=(4, 4)), jnp.float32) for name in ("one", "two")}
+    images = rng.normal(size=(3, 6, 4, 1)).astype(np.float32)
+    beta = 4 / 6
+    plan = {"one/pv.p": Steps(), "two/qk.q": Uniform(4)}
+    qstate = {"one/pv.p": {"scale": jnp.float32(beta)}, "two/qk.q": Uniform(4).init(jnp.asarray(images[..., 0]), "bqe")}
+    found = attention_maps((attend, params), plan, qstate, ["two/pv.p", "one/pv.p"], images)
+    assert list(found) == ["two/pv.p", "one/pv.p", "one/pv.p^"], "a map without a quantiser is there once"
+    assert all(isinstance(x, np.ndarray) and x.dtype == np.float32 and x.shape == (3, 6, 6) for x in found.values())
+
+    def maps(q, k, name):
+        e = np.exp(np.einsum("bqe,bke->bqk", np.asarray(q, np.float64), k @ np.asarray(params[name], np.float64)))
+        return e / e.sum(axis=-1, keepdims=True)
+
+    x = images[..., 0].astype(np.float64)
+    soft = maps(x, x, "one")
+    seen = np.where(soft >= beta / 2, beta, 0.0)
+    np.testing.assert_allclose(found["one/pv.p"], soft, atol=1e-5)
+    np.testing.assert_allclose(found["one/pv.p^"], seen, rtol=1e-6)
+    assert 0 < (seen > 0).mean() < 1
+    x = x + seen @ x
+    q = Uniform(4).apply(qstate["two/qk.q"], jnp.asarray(x, jnp.float32), "bqe")
+    np.testing.assert_allclose(found["two/pv.p"], maps(q, x, "two"), atol=1e-4)
+    with pytest.raises(ValueError, match=r"three/pv.p is no attention map of the model.*two/pv.p"):
+        attention_maps((attend, params), {}, {}, ["three/pv.p"], images)
+
+
+def test_attention_maps_have_their_own_axes_whatever_the_precision(rng):
+    def windows(params, images, dot):
+        p = jnp.abs(images).astype(jnp.bfloat16)
+        return dot("only/pv", "bmhqk,bmhke->bmhqe", p=p, v=p)
+
+    images = rng.uniform(size=(2, 3, 2, 4, 4)).astype(np.float32)
+    found = attention_maps((windows, {}), {}, {}, ["only/pv.p"], images)
+    assert found["only/pv.p"].dtype == np.float32
+    np.testing.assert_allclose(found["only/pv.p"], images, rtol=2**-8)

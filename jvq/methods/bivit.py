@@ -36,6 +36,7 @@ Distillation = Literal["auto", "token", "soft", "none"]
 """token: labels for the class token's head, the teacher's class for the distillation token's (DeiT). soft: the
 teacher's distribution alone. auto: token where the model has one. none: labels alone."""
 TRAINS = True  #: fitting takes training images
+ATTENDS = True  #: its report shows attention
 PRESETS: dict[str, dict[str, Any]] = {
     "sign": dict(attention="sign", qkv="sign", gamma=0.0),
     "half": dict(attention="half", qkv="sign", gamma=0.0),

@@ -77,7 +77,7 @@ class Options(Learning):
     hard: float = 0.0  # weight of the labels in the loss beside distillation
     bins: Aggregate = "sum"  # how the bin regulariser adds up
     bin_variance: Variance = "sum_sq"
-    bin_strength: float = 1e-3  # of the regulariser at the end; 0: none
+    bin_strength: float = 1e-2  # of the regulariser at the end; 0: none
     bin_start: float = 0.25  # share of the steps without it
     transitions: float = 0.0  # share of codes that change a step, at the top of the schedule; 0: by learning rate alone
     anneal: float = 0.0  # share of the steps, at the end, that train weights next to a boundary only

@@ -1,4 +1,4 @@
-"""A picture of attention: the maps of the float model and of quantised ones, and how well each keeps the rows' order."""
+"""A picture of attention: maps of the float model and of quantised ones, and how well these keep the rows' order."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from jvq.report.picture import figure, save
 Maps = Mapping[str, Float[np.ndarray, "_q _k"]]
 """By address the map of one image and head; by ``address + "^"`` as its product sees it, where it is quantised."""
 
-SEEN = "^"
+SEEN = "^"  #: after an address: the map behind its quantiser, as evaluate_order's attention_maps has it
 NOTE = "below: quantised,\nas the product sees it"
 INCHES = 1.7  #: a side of each map
 MOST = 4  #: layers that are shown; of more, the first, the middle and the last
@@ -21,8 +21,8 @@ MOST = 4  #: layers that are shown; of more, the first, the middle and the last
 def draw_attention(path: Path, maps: Mapping[str, Maps], order: Mapping[str, Mapping[str, float]]) -> None:
     """Writes a picture: a row of maps for each model, the float one first, and below them how each keeps the order.
 
-    ``maps`` by the name of a row; of a layer all soft maps have the colours of the first row's values, from 0 to its
-    largest, by their square root. ``order`` by the name of a row and address: the mean Kendall tau of the map's rows with the float model's.
+    ``maps`` by the name of a row; one scale of colours a layer, from 0 to the first row's largest value, by the square
+    root. ``order`` by the name of a row and address: the mean Kendall tau of the map's rows with the float model's.
     """
     layers = shown_layers(list(dict.fromkeys(a.removesuffix(SEEN) for row in maps.values() for a in row)))
     twice = any(address + SEEN in row for row in maps.values() for address in layers)
@@ -51,26 +51,26 @@ def shown_layers(addresses: Sequence[str]) -> list[str]:
     return list(addresses) if last < MOST else [addresses[i] for i in (0, last // 2, last)]
 
 
-def _column(figure: Any, cells: np.ndarray, address: str, rows: Sequence[Maps]) -> None:
+def _column(part: Any, cells: np.ndarray, address: str, rows: Sequence[Maps]) -> None:
     """Draws one layer: [row 1 or 2] cells, the soft map and beside it the quantised one, and the colours' values."""
     from matplotlib.colors import PowerNorm  # matplotlib is slow to import
 
     soft = [row[address] for row in rows if address in row]
     norm = PowerNorm(0.5, 0.0, float(soft[0].max()) or 1.0)
     shown = None
-    for row, pair in zip(rows, cells, strict=True):
+    for row, following, pair in zip(rows, [*rows[1:], {}], cells, strict=True):
         if address in row:
             shown = _map(pair[0], row[address], norm=norm, cmap="viridis")
         if address + SEEN in row:
             seen = row[address + SEEN]
             _map(pair[1], seen, vmin=min(0.0, seen.min()), vmax=seen.max() or 1.0, cmap="Greys")
             pair[1].set_title(_levels(seen), fontsize=7)
-        elif len(pair) == 2:
+        elif address + SEEN in following:
             pair[1].text(0.5, 0.02, NOTE, fontsize=7, color="gray", ha="center", transform=pair[1].transAxes)
     cells[0, 0].set_title(address, fontsize=8)
     cells[-1, 0].set_xlabel("key", fontsize=6, color="gray")
     over = "max" if max(x.max() for x in soft) > norm.vmax else "neither"
-    bar = figure.colorbar(shown, ax=list(cells.flat), location="bottom", extend=over, aspect=30, shrink=0.9)
+    bar = part.colorbar(shown, ax=list(cells.flat), location="bottom", extend=over, aspect=30, shrink=0.9)
     bar.set_label("attention after softmax", fontsize=7)
     bar.ax.tick_params(labelsize=6)
 
@@ -108,7 +108,7 @@ def _bars(
     panel.axhline(0, color="black", linewidth=0.6)
     panel.set_xticks(places, addresses, rotation=90, fontsize=6)
     panel.set_ylim(top=1.0)
-    panel.set_ylabel("Kendall's tau, 1: the same", fontsize=8)
-    panel.set_title("order of the keys in each row, against float", fontsize=8)
+    panel.set_ylabel("Kendall's tau", fontsize=8)
+    panel.set_title("order of the keys in each row: agreement with float (1: the same order)", fontsize=8, loc="left")
     panel.tick_params(axis="y", labelsize=7)
     panel.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))

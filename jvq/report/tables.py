@@ -198,6 +198,15 @@ def markdown(report: Mapping[str, Any]) -> str:
             f"{found['size']:,.0f}. Numbers: {found['unit']}, each module quantised alone; the chosen one in bold.",
             widths_table(found),
         ]
+    if "operations" in report:
+        found = report["operations"]
+        stored = found["stored"]
+        parts += ["## Operations", "\n".join(f"- {line}" for line in found["lines"])]
+        if stored["kernels"]:
+            parts.append(
+                f"{stored['kernels']} binary kernels of the body: {stored['plain']:,} bytes as float32, "
+                f"{stored['packed']:,} packed with their scales, {stored['plain'] / stored['packed']:.1f} times fewer."
+            )
     if report.get("search"):
         parts += [
             "## Searched intervals",
