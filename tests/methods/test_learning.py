@@ -34,7 +34,7 @@ REFUSED = {
     "learning_rate": (0.0, "got 0.0, must be positive"),
     "scale_rate": (-1.0, "got -1.0, must be positive"),
     "clip": (0.0, "got 0.0, must be positive"),
-    "take": ("first", "got 'first' (one of last, best"),
+    "take": ("first", "got 'first' (there are: last, best)"),
     "precision": ("float16", "got 'float16' (did you mean 'bfloat16'"),
 }
 

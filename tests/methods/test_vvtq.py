@@ -167,7 +167,7 @@ def test_presets_are_options_with_a_plan(name, known):
     assert (weight.bits, weight.keep, weight.start, gelu.offset) == (4, "", "mse", True)
     want = {
         "released": ("l1", "released", "root", "s", ("mean", "unbiased", 0.01)),
-        "paper": ("l1", "mse", "lsq", "sh", ("sum", "sum_sq", 0.001)),
+        "paper": ("l1", "mse", "lsq", "sh", ("sum", "sum_sq", 0.01)),
         "lsq": ("lsq", "mse", "lsq", "s", ("sum", "sum_sq", 0.0)),
     }[name]
     bins = options.bins, options.bin_variance, options.bin_strength
