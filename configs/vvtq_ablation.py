@@ -5,8 +5,7 @@
     python -m jvq.main --config configs/vvtq_ablation.py:vit,2,scales      which weights share a scale, how bins add up
     python -m jvq.main --config configs/vvtq_ablation.py:vit,2,presets     as released, as described, stored crops, LSQ
 
-vit, deit or swin; bits; table. --config.model.merged=True makes query and key one matrix (OFQ) in all rows of a table.
-"vvtq" is our default; rows have the name of the one thing in which they differ, presets of several. Three seeds
+vit, deit or swin; bits; table. "vvtq" is our default; rows have the name of the one thing in which they differ, presets of several. Three seeds
 (calibration images, order of the training images, augmentation), 2,000 test images. Each run is 150 steps of 128 images
 (a third of an epoch), about three minutes of a core: hours with --config.method.steps=0 --config.method.epochs=6.
 
@@ -44,7 +43,7 @@ TABLES = {
     "field": {
         "transitions": dict(transitions=1e-3, bin_strength=0.0),
         "anneal": dict(anneal=0.2, bin_strength=0.0),
-        "anneal_wide": dict(anneal=0.2, anneal_band=0.05, bin_strength=0.0),
+        "merged": dict(merged=True),
         "no_bins": dict(bin_strength=0.0),
         "activations_first": dict(stage="activations", distillation="features"),
         "features": dict(distillation="features"),
@@ -60,7 +59,7 @@ TABLES = {
 }
 ORDERS = {
     "parts": "minmax<igq<lsq<vvtq,no_bins<vvtq,labels<vvtq,mdq_off<vvtq",
-    "field": "no_bins<transitions,no_bins<anneal,activations_first<vvtq",
+    "field": "no_bins<transitions,no_bins<anneal,activations_first<vvtq,vvtq<features,vvtq<merged",
     "scales": "per_tensor<per_head<vvtq",
     "presets": "lsq<released<vvtq,released<paper",
 }
