@@ -5,9 +5,10 @@
     python -m jvq.main --config configs/vvtq_ablation.py:vit,2,scales      which weights share a scale, how bins add up
     python -m jvq.main --config configs/vvtq_ablation.py:vit,2,presets     as released, as described, stored crops, LSQ
 
-vit, deit or swin; bits; table. "vvtq" is our default; rows have the name of the one thing in which they differ, presets of several. Three seeds
-(calibration images, order of the training images, augmentation), 2,000 test images. Each run is 150 steps of 128 images
-(a third of an epoch), about three minutes of a core: hours with --config.method.steps=0 --config.method.epochs=6.
+vit, deit or swin; bits; table. "vvtq" is our default; rows have the name of the one thing in which they differ, presets
+of several. Three seeds (calibration images, order of the training images, augmentation), 2,000 test images. Each run is
+150 steps of 128 images (a third of an epoch), about three minutes of a core: hours with --config.method.steps=0
+--config.method.epochs=6.
 
 The first table, ViT at W2A2, an hour on one core that was shared:
 

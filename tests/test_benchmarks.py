@@ -16,7 +16,7 @@ def test_calibration_is_measured_beside_a_forward_pass():
     command = [sys.executable, ROOT / "benchmarks/calibration.py", "--size=Ti/16", "--images=4", "--rounds=1"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    assert re.search(r"compiled: forward [\d.]+ s, fitting [\d.]+ s = [\d.]+ times", done.stdout)
+    assert re.search(r"without it: forward [\d.]+ s, fitting [\d.]+ s = [\d.]+ times", done.stdout)
     assert re.search(r"peak memory [\d.]+ GiB", done.stdout)
 
 
@@ -42,3 +42,8 @@ def test_a_quantised_step_is_measured_beside_a_float_step():
 def test_reading_labels_is_measured_beside_a_training_step():
     said = ran("soft_labels.py", "--images=64", "--steps=1", "--reads=5", "--rounds=1")
     assert re.search(r"reading / training = [\d.]+; both / training = [\d.]+", said)
+
+
+@pytest.mark.slow
+def test_products_of_one_bit_are_measured_beside_float_ones():
+    assert re.search(r"float / packed = [\d.]+", ran("binary_matmul.py", "--rounds=1", "--calls=1"))
