@@ -12,7 +12,7 @@ from jvq.core.quantizer import Codes, Quantizer, State
 from jvq.core.recipe import Operand, Plan, Recipe, resolve, sites
 from jvq.models import Model, build
 from jvq.models.weights import Checkpoint, open_weights
-from jvq.quantizers import Dynamic, Grouped, Uniform
+from jvq.quantizers import Dynamic, Grouped, Learned, Signs, Steps, Ternary, Uniform
 
 __version__ = "0.1.0"
 
@@ -22,13 +22,17 @@ __all__ = [
     "Dot",
     "Dynamic",
     "Grouped",
+    "Learned",
     "Model",
     "Operand",
     "Packed",
     "Plan",
     "Quantizer",
     "Recipe",
+    "Signs",
     "State",
+    "Steps",
+    "Ternary",
     "Uniform",
     "build",
     "calibrate",

@@ -109,7 +109,7 @@ def student(options: Options, known: Sites) -> dict[str, Any]:
     fields: dict[str, Any] = {"qk_norm": True} if norm else {}
     if options.gelu_clip:
         fields["clip"] = options.gelu_clip
-    if options.attention == "boolean":
+    if options.attention == "boolean" and options.widths()[1] == 1:
         fields["softmax"] = False
     return fields
 
@@ -278,9 +278,10 @@ def after(options: Options, plan: Plan, known: Sites) -> Any:
 
 
 def _signs(plan: Plan, known: Sites, trained: Any) -> dict[str, jax.Array]:
-    """The signs of the latent weights of one bit."""
-    ones = [a for a, q in plan.items() if known[a].path is not None and q.bits == 1]
-    return {a: leaf(trained["params"], known[a]) >= 0 for a in ones}
+    """The signs of the weights of one bit, as they are packed: behind the mean where that is taken off."""
+    ones = {a: q for a, q in plan.items() if known[a].path is not None and q.bits == 1}
+    at = {a: (trained["q"][a], leaf(trained["params"], known[a]), known[a].letters) for a in ones}
+    return {a: q.encode(*at[a]).codes == 1 for a, q in ones.items()}
 
 
 def carried(plan: Plan, known: Sites, trained: Any) -> dict[str, jax.Array]:

@@ -29,10 +29,10 @@ class Variant:
     Source of the last three: Li et al. 2024 (Bi-ViT), its code; the last one is BiBERT's.
     """
 
-    merged: bool
-    qk_norm: bool
-    clip: float
-    softmax: bool
+    merged: bool = False
+    qk_norm: bool = False
+    clip: float = 0.0
+    softmax: bool = True
 
     def __post_init__(self) -> None:
         if self.merged and self.qk_norm:
@@ -41,6 +41,11 @@ class Variant:
             raise ValueError("model.merged leaves out what only a softmax takes away: it needs model.softmax")
         if not 0 <= self.clip < math.inf:
             raise ValueError(f"model.clip: got {self.clip}, must be a finite bound, or 0 for none")
+
+    @property
+    def changes(self) -> list[str]:
+        """The fields in which it is not the published models' way."""
+        return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
 
     @classmethod
     def of(cls, spec: Any) -> "Variant":

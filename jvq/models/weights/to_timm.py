@@ -5,6 +5,7 @@ from pathlib import Path
 import flax.traverse_util as traverse
 import numpy as np
 
+from jvq.models.layers import Variant
 from jvq.models.weights import timm
 from jvq.models.weights.native import Checkpoint, write
 from jvq.models.weights.spec import open_form, theirs
@@ -22,6 +23,10 @@ def to_timm(checkpoint: Checkpoint) -> Arrays:
     model = checkpoint.model
     if model.architecture not in TABLES:
         raise ValueError(f"weights: timm has no model like '{model.architecture}' (vit and swin can be exported)")
+    if odd := Variant.of(model.spec).changes:
+        raise ValueError(
+            f"weights: timm has no model with model.{', model.'.join(odd)}; only the plain one can be exported"
+        )
     table, s = TABLES[model.architecture], model.spec
     flat = {name: np.asarray(x) for name, x in traverse.flatten_dict(checkpoint.params, sep="/").items()}
     if model.architecture == "vit":

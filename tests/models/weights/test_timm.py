@@ -4,11 +4,13 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jvq.models.weights import open_weights, save_timm, to_timm
+from jvq.models import build
+from jvq.models.weights import Checkpoint, open_weights, save_timm, to_timm
 from jvq.models.weights import spec as specs
 from jvq.models.weights.opening import TABLES
 from jvq.models.weights.table import choose, opened
@@ -270,3 +272,11 @@ def test_another_image_resizes_positions_and_preprocessing(opens, timm_vit, timm
     assert found.params["pos"].shape == (1, 17, 32)
     assert (found.preprocess["size"], found.preprocess["resize"]) == ([16, 16], 16)
     assert opens(arrays_of(timm_swin()), model={"image": (12, 16)}).model.spec.image == (12, 16)
+
+
+@pytest.mark.parametrize("field", [{"merged": True}, {"qk_norm": True}, {"clip": 3.0}, {"softmax": False}], ids=str)
+def test_what_timm_cannot_compute_is_not_exported(field):
+    model = build("vit", {"image": (8, 8), "channels": 1, "patch": 4, "dim": 16, "depth": 1, "heads": 2, **field})
+    params = jax.tree.map(lambda s: jnp.zeros(s.shape), model.shapes())
+    with pytest.raises(ValueError, match=f"timm has no model with model.{next(iter(field))};"):
+        to_timm(Checkpoint(model, params, {}, {}))
