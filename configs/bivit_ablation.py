@@ -33,7 +33,7 @@ TABLES = {
     },
     "widths": {
         "w1a2": dict(act_bits=2),
-        "ternary": dict(weight_bits=2, weights="ternary"),
+        "ternary": dict(weight_bits=2, kernels="ternary"),
         "w1a32": dict(act_bits=32),
         "two_courses": dict(first=0.5),
     },

@@ -134,7 +134,7 @@ def _compare(seen: Iterable[str], known: Sites, teacher: Checkpoint) -> None:
         shape = theirs[a].shape[1:] if a in theirs else "none"
         if shape != known[a].shape[1:]:
             what = f"the student's {a} has shape {known[a].shape[1:]}, the teacher's {shape}"
-            raise ValueError(f"method.teacher: {what}; distillation 'features' needs the same, 'teacher' does not")
+            raise ValueError(f"method.teacher: {what}; what the loss compares must be alike")
 
 
 def _objective(

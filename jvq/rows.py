@@ -1,7 +1,7 @@
 """The rows that a run compares: methods with their plans, packed models, and what is measured of them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,10 +83,10 @@ class Material(NamedTuple):
 def plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, list[Row]]:
     """The model's operands, and the rows that this run compares, each with its resolved plan."""
     opened = subject_of(checkpoint)
-    subjects = {(): opened}  # rows of one model share it, and with it executables
+    subjects: dict[tuple[Any, ...], Subject] = {(): opened}  # rows of one model share it, and with it executables
     wanted = {cfg.method_name: (cfg.method_name, cfg.method), **METHODS[cfg.method_name].baselines(cfg.method)}
     wanted |= cfg.rows
-    rows = []
+    keys = {}
     for name, (kind, options) in wanted.items():
         method = METHODS[kind]
         fields = method.student(options, opened.known) if hasattr(method, "student") else {}
@@ -94,9 +94,18 @@ def plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, list[Row]]:
         if key not in subjects:
             model, params = altered(checkpoint.model, checkpoint.params, where=f"{name}: the model", **fields)
             subjects[key] = subject_of(dataclasses.replace(checkpoint, model=model, params=params))
-        subject = subjects[key]
-        plan = planned(kind, options, cfg.rules, subject.known)
-        rows.append(Row(name, method, options, plan, subject if key else None))
+        keys[name] = key
+    anywhere = list(dict.fromkeys(a for subject in subjects.values() for a in subject.known))
+    rows = [
+        Row(
+            name,
+            METHODS[kind],
+            options,
+            planned(kind, options, cfg.rules, subjects[keys[name]].known, anywhere),
+            subjects[keys[name]] if keys[name] else None,
+        )
+        for name, (kind, options) in wanted.items()
+    ]
     order = ["minmax", cfg.method_name]
     return opened.known, sorted(rows, key=lambda row: order.index(row.name) if row.name in order else len(order))
 
@@ -106,15 +115,20 @@ def subject_of(checkpoint: Checkpoint) -> Subject:
     return Subject(checkpoint, sites(checkpoint.model.forward, checkpoint.params, checkpoint.model.image))
 
 
-def planned(kind: str, options: Any, rules: str, known: Sites) -> dict[str, Quantizer]:
-    """The plan of a method, with the run's ``rules`` ("pattern=bits,pattern=float") laid over its recipe."""
+def planned(
+    kind: str, options: Any, rules: str, known: Sites, anywhere: Iterable[str] | None = None
+) -> dict[str, Quantizer]:
+    """The plan of a method, with the run's ``rules`` ("pattern=bits,pattern=float") laid over its recipe.
+
+    A rule has to name an address that is ``anywhere`` in the run's models: here, where nothing else is said.
+    """
     recipe = list(METHODS[kind].recipe(options, known))
     for rule in filter(None, (part.strip() for part in rules.split(","))):
         pattern, equals, width = rule.rpartition("=")
         if not equals or not (width == "float" or (width.isascii() and width.isdigit())):
             raise ValueError(f"rules: '{rule}' must read 'pattern=bits' or 'pattern=float'")
         chosen = {a: q for p, q in recipe for a in matching(p, known)}
-        for address in matching(pattern, known):
+        for address in (a for a in matching(pattern, known if anywhere is None else anywhere) if a in known):
             old = chosen.get(address)
             if width == "float" or int(width) == FLOAT:
                 recipe.append((address, None))

@@ -14,8 +14,9 @@ from jvq.core import calibrate
 from jvq.core.recipe import sites
 from jvq.data import InMemory, Preprocess, open_source, sample
 from jvq.data.records import split
+from jvq.methods import bivit
 from jvq.models import build
-from jvq.models.weights import Checkpoint, save
+from jvq.models.weights import Checkpoint, open_weights, save
 from jvq.report import Console
 
 SPEC = {"image": (8, 8), "channels": 1, "patch": 4, "dim": 16, "depth": 1, "heads": 2, "mlp_ratio": 1.0, "classes": 3}
@@ -31,11 +32,15 @@ def optax_is_not_strict():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder with ``vit.safetensors``, ``train.npz`` and ``test.npz``: the class is where an image is bright."""
+    """A folder with two checkpoints, ``train.npz`` and ``test.npz``: the class is where an image is bright."""
     folder, rng = tmp_path_factory.mktemp("qat"), np.random.default_rng(0)
     model = build("vit", SPEC)
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.3, s.shape), jnp.float32), model.shapes())
     save(Checkpoint(model, params, PREPROCESS, {}), folder / "vit.safetensors")
+    deit = build("vit", {**SPEC, "distill_token": True})
+    own = np.random.default_rng(1)
+    params = jax.tree.map(lambda s: jnp.asarray(own.normal(0, 0.3, s.shape), jnp.float32), deit.shapes())
+    save(Checkpoint(deit, params, PREPROCESS, {}), folder / "deit.safetensors")
     for name, count in (("train", 96), ("test", 60)):
         labels = rng.integers(0, 3, count)
         images = rng.integers(0, 60, (count, 8, 8))
@@ -51,10 +56,8 @@ def configured(root, **changes):
     return typed(config("tiny", "vvtq", weights=str(root / "vit.safetensors"), data=where, **{**quick, **changes}))
 
 
-def material(root, workdir):
-    from jvq.models.weights import open_weights
-
-    checkpoint = open_weights(str(root / "vit.safetensors"))
+def material(root, workdir, name="vit"):
+    checkpoint = open_weights(str(root / f"{name}.safetensors"))
     known = sites(checkpoint.model.forward, checkpoint.params, checkpoint.model.image)
     preprocess, train = Preprocess.from_dict(PREPROCESS), open_source("npz", "train", str(root))
     images = sample(train, preprocess, 8, 0).images
@@ -107,13 +110,13 @@ def test_training_brings_the_model_nearer_to_its_teacher(root, uninterrupted):
     assert after < 0.8 * before
 
 
-def interrupted(row, m, monkeypatch):
-    """A run that ends in the eleventh step."""
+def interrupted(row, m, monkeypatch, step=10):
+    """A run that ends after so many steps, in the middle of the next."""
     real = qat.train_batches
 
     def torn(*args):
-        for i, batch in enumerate(real(*args)):
-            if i == 10:
+        for i, batch in enumerate(real(*args), start=args[-1]):
+            if i == step:
                 raise KeyboardInterrupt
             yield batch
 
@@ -252,7 +255,7 @@ def test_a_teacher_of_other_features_is_refused(root):
     wide = build("vit", {**SPEC, "dim": 8})
     teacher = Checkpoint(wide, jax.tree.map(lambda s: jnp.zeros(s.shape), wide.shapes()), PREPROCESS, {})
     qat._compare(["head.x"], m.known, m.checkpoint)
-    says = r"method\.teacher: the student's head\.x has shape \(16,\), the teacher's \(8,\); distillation"
+    says = r"method\.teacher: the student's head\.x has shape \(16,\), the teacher's \(8,\); what the loss"
     with pytest.raises(ValueError, match=says):
         qat._compare(["head.x"], m.known, teacher)
     bare = build("vit", {**SPEC, "classes": 0})
@@ -277,3 +280,180 @@ def test_checkpoints_of_other_data_are_refused(root, uninterrupted):
     other = InMemory(m.train.name, m.train.images[::-1], m.train.labels)
     with pytest.raises(ValueError, match=r"data\.digest: stored"):
         fitting.fitted_row(row_of(configured(root), m.known), m._replace(train=other))
+
+
+# Bi-ViT: a model of its own, and courses
+
+
+def binary(root, **changes):
+    """The typed config of a training at one bit, on the model with two heads."""
+    where = {"name": "npz", "dir": str(root), "calibration": 8, "batch": 64}
+    quick = dict(epochs=3, batch=24, learning_rate=3e-3, shift=0, save_every=2)
+    return typed(config("ones", "bivit", weights=str(root / "deit.safetensors"), data=where, **quick | changes))
+
+
+def in_two_courses(root):
+    return binary(root, first=0.5, kernels="learned")
+
+
+def binary_row(cfg, m):
+    (row,) = rows.plans(cfg, m.checkpoint)[1]
+    return row
+
+
+@pytest.fixture(scope="module")
+def two_courses(root, tmp_path_factory):
+    """A training of six steps of weights alone and six of all, what both were given and gave, and its folder."""
+    workdir, calls, starts = tmp_path_factory.mktemp("courses"), [], []
+    m = material(root, workdir, "deit")
+    row = binary_row(in_two_courses(root), m)
+    run_one, stream = qat.run, qat.train_batches
+
+    def recorded(objective, begin, batches, schedule, key, **more):
+        progress = run_one(objective, begin, batches, schedule, key, **more)
+        calls.append((begin, schedule, jax.random.key_data(key).tolist(), progress.trained))
+        return progress
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qat, "run", recorded)
+        patch.setattr(qat, "train_batches", lambda *args: starts.append(args[-1]) or stream(*args))
+        fit = fitting.fitted_row(row, m)
+    return row, m, fit, calls, starts
+
+
+def test_courses_add_up_and_each_has_its_folder(two_courses):
+    row, m, fit, calls, starts = two_courses
+    note = fit.notes["training"]
+    assert [note["steps"], note["courses"]["weights"]["steps"]] == [6, 6]
+    assert list(note["courses"]) == ["weights"]
+    assert [call[1].steps for call in calls] == [6, 6]
+    assert starts == [0, 6], "no batch twice"
+    assert calls[0][2] != calls[1][2], "nor the same draws"
+    folder = m.workdir / "bivit-W1A1-seed0"
+    for place, own in ((folder / "weights", note["courses"]["weights"]), (folder, note)):
+        about = json.loads((place / "about.json").read_text())
+        assert about["schedule"]["steps"] == 6
+        assert list(about["plan"]) == [a for a in row.plan if place == folder or a.endswith(".w")]
+        assert (place / "steps" / "6").is_dir()
+        (line,) = map(json.loads, (place / "metrics.jsonl").read_text().splitlines())
+        assert {"loss", "top1", "kl", "ranking", "flips", "rate", "seconds"} <= set(line)
+        assert line["step"] == 6
+        assert own["curves"]["flips"] == [line["flips"]]
+        assert own["weights"] == {}
+        assert 0 <= line["flips"] < 0.5
+    assert fit.notes["operations"]["quotients"]["body_only"] == 64
+
+
+def test_a_course_begins_where_the_last_one_ended_with_scales_of_its_own(two_courses):
+    row, m, fit, ((begin, _, _, ended), (then, _, _, last)), _ = two_courses
+    student, known = row.subject(m.checkpoint, m.known)
+    jax.tree.map(np.testing.assert_array_equal, begin["params"], student.params)
+    weights = {a: q for a, q in row.plan.items() if known[a].path is not None}
+    assert list(begin["q"]) == list(weights)
+    jax.tree.map(np.testing.assert_array_equal, then["params"], ended["params"])
+    want = calibrate.calibrate(student.model.forward, ended["params"], m.images, row.plan, known)
+    assert list(then["q"]) == list(row.plan)
+    jax.tree.map(np.testing.assert_array_equal, then["q"], want)
+    kernel = "block00/mlp/fc1.w"
+    assert (np.asarray(ended["q"][kernel]["scale"]) != np.asarray(then["q"][kernel]["scale"])).any()
+    jax.tree.map(np.testing.assert_array_equal, fit.params, last["params"])
+    jax.tree.map(np.testing.assert_array_equal, dict(fit.qstate), last["q"])
+    assert list(fit.qstate) == list(row.plan)
+    for tree, before in ((ended, begin), (last, then)):
+        moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), tree, before)
+        assert all(jax.tree.leaves(moved["params"]["block00"]["attn"])), "also the norms of query and key"
+        assert all(jax.tree.leaves(moved["q"]))
+
+
+def test_a_training_in_courses_can_be_interrupted_in_either(root, two_courses, tmp_path, monkeypatch):
+    _, _, whole, _, _ = two_courses
+    m = material(root, tmp_path, "deit")
+    row = binary_row(in_two_courses(root), m)
+    for step, left in ((5, ["weights"]), (9, ["steps", "weights"])):
+        interrupted(row, m, monkeypatch, step)
+        folder = tmp_path / "bivit-W1A1-seed0"
+        assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == left
+    again = fitting.fitted_row(row, m)
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+    jax.tree.map(np.testing.assert_array_equal, dict(again.qstate), dict(whole.qstate))
+    assert again.notes["training"] == whole.notes["training"]
+
+
+def test_a_course_too_short_for_a_step_changes_nothing(root, tmp_path, monkeypatch):
+    m = material(root, tmp_path, "deit")
+    row = binary_row(binary(root, first=0.2, steps=2), m)
+    seen = []
+
+    def recorded(objective, begin, batches, schedule, key, **more):
+        seen.append((begin, schedule.steps))
+        return training_run(objective, begin, batches, dataclasses.replace(schedule, steps=0), key, **more)
+
+    training_run = qat.run
+    monkeypatch.setattr(qat, "run", recorded)
+    fitting.fitted_row(row, m)
+    assert [steps for _, steps in seen] == [0, 2]
+    jax.tree.map(np.testing.assert_array_equal, seen[1][0]["params"], seen[0][0]["params"])
+
+
+def test_a_run_at_one_bit_packs_what_it_trained(root, tmp_path):
+    report = run.run(binary(root, steps=2), tmp_path, Console(quiet=True), "the command")
+    assert [row["name"] for row in report["rows"]] == ["float", "bivit"]
+    assert report["protocol"]["packed against fake quantisation"] == "largest difference of outputs 0.0e+00"
+    checkpoint = open_weights(str(root / "deit.safetensors"))
+    assert report["rows"][0]["bytes"] == 4 * sum(x.size for x in jax.tree.leaves(checkpoint.params))
+    assert report["model"]["spec"] == dataclasses.asdict(checkpoint.model.spec)
+    assert report["operations"]["quotients"]["body_only"] == 64
+    assert report["operations"]["stored"]["kernels"] == 4
+    assert report["training"]["steps"] == 2
+    assert "courses" not in report["training"]
+    assert {site["bits"] for site in report["sites"].values()} == {1}
+    assert {site["quantizer"] for site in report["sites"].values()} == {"Signs", "Steps"}
+    assert json.loads((tmp_path / "report.json").read_text())["rows"] == report["rows"]
+
+
+@pytest.mark.once
+def test_a_row_with_a_model_of_its_own_stands_beside_one_without(root, tmp_path):
+    """The main row has query and key as one matrix, which the float row has not."""
+    cfg = configured(root, steps=2, merged=True, rows={"apart": {"name": "vvtq", "merged": False}})
+    report = run.run(cfg, tmp_path, Console(quiet=True))
+    found = {row["name"]: row for row in report["rows"]}
+    assert list(found) == ["float", "minmax", "vvtq", "apart"]
+    m = material(root, tmp_path)
+    count = sum(x.size for x in jax.tree.leaves(m.checkpoint.params))
+    assert (found["float"]["bytes"], found["float"]["kl"], report["model"]["parameters"]) == (4 * count, 0.0, count)
+    test = open_source("npz", "test", str(root))
+    images = m.preprocess.batch(np.stack([test[i]["image"] for i in range(len(test))]))
+    logits = np.asarray(jax.jit(m.checkpoint.model.forward)(m.checkpoint.params, images))
+    labels = [test[i]["label"] for i in range(len(test))]
+    assert found["float"]["top1"] == pytest.approx((logits.argmax(axis=1) == labels).mean())
+    assert found["minmax"]["cost"]["macs"] == found["apart"]["cost"]["macs"] == found["float"]["cost"]["macs"]
+    assert found["vvtq"]["cost"]["macs"] > found["apart"]["cost"]["macs"]
+    assert found["vvtq"]["bytes"] > found["apart"]["bytes"]
+    assert {"block00/attn/query_key.w", "block00/attn/value.w"} <= set(report["sites"])
+    assert "block00/attn/qkv.w" not in report["sites"]
+    assert -1 <= report["sites"]["block00/attn/pv.p"]["order"] <= 1
+    assert float(report["protocol"]["packed against fake quantisation"].split()[-1]) < 1e-4
+    for name in ("vvtq", "apart"):
+        about = json.loads((tmp_path / f"{name}-W3A3-seed0" / "about.json").read_text())
+        assert about["model"]["merged"] == (name == "vvtq")
+
+
+@pytest.mark.once
+def test_a_sweep_compares_the_method_with_its_presets(root, tmp_path):
+    """The main row has norms of query and key and two scales a head more than "bit" or "sign"."""
+    presets = {label: {"name": "bivit", **bivit.PRESETS[label]} for label in ("sign", "bit")}
+    cfg = binary(root, steps=2, rows=presets, seeds=2, order="sign<bivit")
+    report = run.run(cfg, tmp_path, Console(quiet=True))
+    assert [row["name"] for row in report["rows"]] == ["float", "W1A1 bivit", "W1A1 bit", "W1A1 sign"]
+    assert [(r["name"], r["seed"]) for r in report["runs"]] == [
+        (name, seed) for seed in (0, 1) for name in ("bivit", "bit", "sign")
+    ]
+    kl = {(r["name"], r["seed"]): r["kl"] for r in report["runs"]}
+    assert len(set(kl.values())) == 6
+    sizes = {row["name"]: row["bytes"] for row in report["rows"]}
+    assert sizes["W1A1 bivit"] - sizes["W1A1 sign"] == 4 * 4 * 2, "four scales of each of two heads"
+    assert sizes["W1A1 bivit"] - sizes["W1A1 bit"] == 4 * (2 * 2 * 8 - 4), "norms; a scale of each of four inputs"
+    folders = {p.name for p in tmp_path.iterdir() if p.is_dir()}
+    assert folders == {f"{name}-W1A1-seed{seed}" for name in ("bivit", "bit", "sign") for seed in (0, 1)}
+    assert {(o["worse"], o["better"]) for o in report["order"]} == {("sign", "bivit")}
+    assert {site["bits"] for site in report["sites"].values()} == {1}

@@ -296,12 +296,53 @@ def test_rules_change_widths_and_nothing_else(known):
     assert list(ruled) == [a for a in known if a in want]
 
 
+def test_a_rule_may_name_what_only_some_rows_have(root):
+    """Rows of other models have other addresses; a rule that names none of any is refused."""
+    checkpoint, _ = opening.load(post_training(root))
+    trained = dict(method="vvtq", merged=True, rows={}, batch=12)
+    _, found = rows.plans(post_training(root, **trained, rules="*/qkv.w=8,*/query_key.w=7"), checkpoint)
+    by_name = {row.name: row for row in found}
+    assert by_name["minmax"].plan["block00/attn/qkv.w"].bits == 8
+    assert by_name["vvtq"].plan["block00/attn/query_key.w"].bits == 7
+    with pytest.raises(ValueError, match="matches no address"):
+        rows.plans(post_training(root, **trained, rules="*/other.w=8"), checkpoint)
+
+
 def test_rules_are_a_part_of_every_row(root):
     cfg = post_training(root, rules="*.w=8", linear="float")
     _, found = rows.plans(cfg, opening.load(cfg)[0])
     assert [row.name for row in found] == ["minmax", "igq", "igq_upper_bound"]
     assert {row.plan["block00/mlp/fc1.w"].bits for row in found} == {8}
     assert found[0].plan["block00/mlp/fc1.w"] == Uniform(8, "o")
+
+
+def test_rows_of_a_model_of_their_own_share_it_and_others_have_the_one_that_was_opened(root):
+    """VVTQ's rows with query and key as one matrix, beside one without and min-max."""
+    rest = {"plain": {"name": "vvtq", "merged": False}, "again": {"name": "vvtq", "bits": 3}}
+    cfg = post_training(root, "vvtq", merged=True, rows=rest)
+    checkpoint, _ = opening.load(cfg)
+    known, compared = rows.plans(cfg, checkpoint)
+    found = {row.name: row for row in compared}
+    assert [*found] == ["minmax", "vvtq", "again", "plain"]
+    assert list(known) == list(sites(checkpoint.model.forward, checkpoint.params, checkpoint.model.image))
+    assert found["vvtq"].own is found["again"].own
+    assert found["vvtq"].own.checkpoint.model.spec.merged
+    assert found["vvtq"].own.checkpoint.preprocess == checkpoint.preprocess
+    for name, row in found.items():
+        merged = name in ("vvtq", "again")
+        assert (row.own is not None) == merged
+        model, mine = row.subject(checkpoint, known)
+        assert (model is not checkpoint) == merged
+        assert list(row.plan) == list(mine)
+        assert ("block00/attn/query_key.w" in row.plan) == ("block00/attn/qkv.w" not in row.plan) == merged
+        assert row.planned({}).own is row.own
+    assert not checkpoint.model.spec.merged
+
+
+def test_a_model_that_cannot_be_made_is_refused_before_computing(root):
+    cfg = post_training(root, "bivit", model={"merged": True}, rows={})
+    with pytest.raises(ValueError, match=r"model\.qk_norm needs queries and keys of their own"):
+        rows.plans(cfg, opening.load(cfg)[0])
 
 
 RULES = {

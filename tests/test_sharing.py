@@ -10,8 +10,9 @@ import pytest
 from jvq import evaluate, rows, sharing
 from jvq.core.calibrate import calibrate
 from jvq.core.recipe import sites
-from jvq.methods import igq
+from jvq.methods import igq, minmax
 from jvq.models import build
+from jvq.models.altering import altered
 from jvq.models.weights import Checkpoint
 from jvq.report import Console
 from jvq.rows import Material
@@ -66,3 +67,49 @@ def test_plans_of_one_form_share_an_executable_and_give_the_same(tiny, found):
         np.testing.assert_array_equal(got, want)
     assert len(runners.made) == 2, "one for squared distances, one for absolute ones"
     assert sum(run._cache_size() for run in runners.made.values()) == 2
+
+
+@pytest.fixture(scope="module")
+def two_models(tiny, tmp_path_factory):
+    """Rows of one plan, of the model that was opened and of one that bounds what its second layer sees; their fits."""
+    checkpoint, images, known = tiny
+    model, params = altered(checkpoint.model, checkpoint.params, clip=0.05)
+    own = rows.subject_of(Checkpoint(model, params, {}, {}))
+    plan = rows.planned("minmax", minmax.Options(), "", known)
+    plans = {("W8A8", n): rows.Row(n, minmax, minmax.Options(), plan, s) for n, s in (("plain", None), ("own", own))}
+    nothing: Any = None
+    material = Material(
+        checkpoint, known, images, nothing, nothing, tmp_path_factory.mktemp("own"), Console(quiet=True)
+    )
+    return plans, own, sharing.fitted(plans, material)
+
+
+def test_a_row_is_fitted_on_its_own_model(tiny, two_models):
+    checkpoint, images, known = tiny
+    plans, own, fits = two_models
+    for (_, name), row in plans.items():
+        subject = row.subject(checkpoint, known)
+        assert subject is own if name == "own" else subject == (checkpoint, known)
+        mine = subject.checkpoint
+        want = calibrate(mine.model.forward, mine.params, images, row.plan, subject.known)
+        jax.tree.map(np.testing.assert_array_equal, dict(fits["W8A8", name].qstate), want)
+    scales = {name: float(fits["W8A8", name].qstate["block00/mlp/fc2.x"]["scale"]) for _, name in plans}
+    assert scales["own"] < 0.5 * scales["plain"]
+
+
+def test_plans_of_one_form_and_two_models_share_nothing(tiny, two_models):
+    """Whichever is asked for first."""
+    checkpoint, images, _ = tiny
+    plans, own, fits = two_models
+    x, got = jnp.asarray(images), {}
+    for order in (list(plans), list(plans)[::-1]):
+        runners = sharing.Runners(evaluate.runner, checkpoint, 1)
+        found = {key: runners.model(plans[key], fits[key])(x) for key in order}
+        assert len(runners.made) == 2
+        for (_, name), y in found.items():
+            np.testing.assert_array_equal(got.setdefault(name, y), y)
+    for (_, name), mine in zip(plans, (checkpoint, own.checkpoint), strict=True):
+        fit = fits["W8A8", name]
+        want = evaluate.runner(mine.model.forward, fit.plan)(mine.params, fit.qstate, x)
+        np.testing.assert_array_equal(got[name], want)
+    assert np.abs(np.asarray(got["own"] - got["plain"])).max() > 1e-3

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jvq import tapes
+from jvq.core.dot import float_dot
 from jvq.core.recipe import sites
 
 KEY = jax.random.key(0)
@@ -54,6 +55,25 @@ def test_nothing_flows_into_the_teacher_and_without_one_its_tape_is_empty(model)
     assert not any(np.asarray(x).any() for x in jax.tree.leaves(pull))
     _, found = tapes.on_tapes(kept, forward, {}, prepare)({"params": params, "q": {}}, (), batch, KEY)
     assert found["teacher"] == {}
+
+
+def test_of_two_heads_a_tape_has_both_and_their_mean(model):
+    params, batch = model
+
+    def heads(params, x, dot):
+        y = forward(params, x, dot)
+        return jnp.stack([y, 2 * y - 1], axis=1)
+
+    loss = tapes.on_tapes(kept, heads, {}, prepare, teacher=heads, heads=True)
+    other = jax.tree.map(lambda x: 3 * x, params)
+    _, found = loss({"params": params, "q": {}}, other, batch, KEY)
+    for who, own in (("student", params), ("teacher", other)):
+        tape, want = found[who], np.asarray(heads(own, batch["image"], float_dot))
+        assert {*tape} == {tapes.OUTPUT, tapes.HEADS}
+        np.testing.assert_allclose(tape[tapes.HEADS], want, rtol=1e-6)
+        np.testing.assert_allclose(tape[tapes.OUTPUT], (want[:, 0] + want[:, 1]) / 2, rtol=1e-5, atol=1e-6)
+    _, found = tapes.on_tapes(kept, forward, {}, prepare)({"params": params, "q": {}}, (), batch, KEY)
+    assert tapes.HEADS not in found["student"]
 
 
 def test_bfloat16_rounds_operands_and_nothing_else(model):

@@ -44,8 +44,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ranking": dict(attention="sign", qkv="sign"),
     "release": dict(attention="release", gamma=0.0),
     "release_minus": dict(attention="release_minus", gamma=0.0),
-    "bit": dict(weights="centred", inputs="learned", slope="true", qk_norm="no", gamma=0.0),
-    "bibert": dict(weights="centred", attention="boolean", qkv="sign", qk_norm="no", gamma=0.0),
+    "bit": dict(kernels="centred", inputs="learned", slope="true", qk_norm="no", gamma=0.0),
+    "bibert": dict(kernels="centred", attention="boolean", qkv="sign", qk_norm="no", gamma=0.0),
 }
 
 
@@ -57,7 +57,7 @@ class Options(Learning):
     edge_bits: int | None = FLOAT
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
-    weights: Literal["mean", "centred", "learned", "ternary"] = "mean"  # scale of an output channel; ternary: 2 bits
+    kernels: Literal["mean", "centred", "learned", "ternary"] = "mean"  # scale of an output channel; ternary: 2 bits
     inputs: Literal["sign", "learned"] = "sign"  # of linear layers; learned: a scale a tensor
     qkv: Literal["learned", "sign"] = "learned"  # query, key and value: a scale a head, or none
     attention: Attention = "learned"
@@ -75,7 +75,7 @@ class Options(Learning):
 
     def __post_init__(self) -> None:
         for name, known in (
-            ("weights", ("mean", "centred", "learned", "ternary")),
+            ("kernels", ("mean", "centred", "learned", "ternary")),
             ("inputs", ("sign", "learned")),
             ("qkv", ("learned", "sign")),
             ("attention", get_args(Attention)),
@@ -94,8 +94,12 @@ class Options(Learning):
             check_ranking(self.theta, self.pairs, self.space, 1)
         except ValueError as error:
             raise ValueError(f"method.{error}") from None
-        if self.weights == "ternary" and self.widths()[0] != 2:
-            raise ValueError(f"method.weights: 'ternary' has 2 bits, set weight_bits=2 (got {self.widths()[0]})")
+        if self.kernels == "ternary" and self.widths()[0] != 2:
+            raise ValueError(f"method.kernels: 'ternary' has 2 bits, set weight_bits=2 (got {self.widths()[0]})")
+        if 1 in edges(self):
+            raise ValueError("method.edge_bits: the ends of the model have no form of 1 bit, must be at least 2")
+        if self.attention == "boolean" and self.first:
+            raise ValueError("method.first: attention 'boolean' has no softmax, which float activations need")
         if self.attention == "boolean" and self.gamma:
             raise ValueError("method.gamma: the ranking loss needs a softmax, which attention 'boolean' lacks")
         if self.teacher and not beside(self):
@@ -124,13 +128,13 @@ def _weight(options: Options, o: Operand) -> Quantizer | None:
         bits = edges(options)[0]
         return at(bits, Learned(bits, outputs(o)))
     bits, kept = options.widths()[0], outputs(o)
-    if bits == 2 and options.weights == "ternary":
+    if bits == 2 and options.kernels == "ternary":
         return Ternary(keep=kept)
     if bits != 1:
         return at(bits, Learned(bits, kept))
-    if options.weights == "learned" or (options.merge == "learned" and _is_merge(o)):
+    if options.kernels == "learned" or (options.merge == "learned" and _is_merge(o)):
         return Signs(keep=kept, scale="learned", gradient=options.slope)
-    return Signs(keep=kept, scale="mean", centred=options.weights == "centred")
+    return Signs(keep=kept, scale="mean", centred=options.kernels == "centred")
 
 
 def _activation(options: Options, o: Operand) -> Quantizer | None:
@@ -266,7 +270,7 @@ def after(options: Options, plan: Plan, known: Sites) -> Any:
     """What follows each update: positive scales, and how many weights of one bit changed their sign."""
 
     def follow(trained: Any, carried: Any, step: jax.Array) -> tuple[Any, Any, dict[str, jax.Array]]:
-        q = {a: plan[a].projected(s) if s and hasattr(plan[a], "projected") else s for a, s in trained["q"].items()}
+        q = {a: getattr(plan[a], "projected", lambda s: s)(s) for a, s in trained["q"].items()}
         trained = {**trained, "q": q}
         now = _signs(plan, known, trained)
         if not now:
@@ -302,18 +306,21 @@ def protocol(options: Options) -> dict[str, Any]:
     """What has to be known to compare a result of this method."""
     weight_bits, act_bits = options.widths()
     said = {
-        "auto": "hard labels and the teacher's class on two heads, or the teacher's distribution where there is one",
+        "auto": f"labels and the teacher's class (weight {options.alpha:g}) on two heads, its distribution where there is one",
         "token": f"labels, and the teacher's class on the distillation token's head (weight {options.alpha:g})",
         "soft": "the teacher's distribution alone",
         "none": "labels",
     }
     ranking = f"{options.gamma:g} times the hinge of {options.pairs} pairs of the map ({options.space}), margin "
-    own = options.attention if act_bits == 1 else "learned scale"
+    binary, learned = act_bits == 1, "learned scale"
+    norm = f"LayerNorm of query and key: {options.qk_norm}"
     return {
-        "weights": f"{width(weight_bits)}, {options.weights}, scale per output channel",
-        "linear inputs": f"{width(act_bits)}, {options.inputs}",
-        "softmax": f"{width(act_bits)}, {own}",
-        "query, key, value": f"{width(act_bits)}, {options.qkv}; LayerNorm of query and key: {options.qk_norm}",
+        "weights": f"{width(weight_bits)}, {options.kernels if weight_bits in (1, 2) else learned}, per output channel",
+        "linear inputs": f"{width(act_bits)}, {options.inputs if binary else learned}; merges: {options.merge}; "
+        f"GELU within {options.gelu_clip:g}",
+        "softmax": f"{width(act_bits)}, {options.attention if binary else learned}",
+        "query, key, value": f"{width(act_bits)}, {options.qkv if binary else learned}; {norm}",
+        "slope of scales": options.slope,
         "patch embedding and head": edge_words(options),
         "float": "LayerNorm, softmax, GELU, biases, residual additions, relative positions",
         **options.words(),
