@@ -306,16 +306,17 @@ def protocol(options: Options) -> dict[str, Any]:
     """What has to be known to compare a result of this method."""
     weight_bits, act_bits = options.widths()
     said = {
-        "auto": f"labels and the teacher's class (weight {options.alpha:g}) on two heads, its distribution where there is one",
+        "auto": f"as token where the model has that token (weight {options.alpha:g}), else as soft",
         "token": f"labels, and the teacher's class on the distillation token's head (weight {options.alpha:g})",
         "soft": "the teacher's distribution alone",
         "none": "labels",
     }
     ranking = f"{options.gamma:g} times the hinge of {options.pairs} pairs of the map ({options.space}), margin "
     binary, learned = act_bits == 1, "learned scale"
+    kernels = options.kernels if weight_bits == 1 or options.kernels == "ternary" else learned
     norm = f"LayerNorm of query and key: {options.qk_norm}"
     return {
-        "weights": f"{width(weight_bits)}, {options.kernels if weight_bits in (1, 2) else learned}, per output channel",
+        "weights": f"{width(weight_bits)}, {kernels}, per output channel",
         "linear inputs": f"{width(act_bits)}, {options.inputs if binary else learned}; merges: {options.merge}; "
         f"GELU within {options.gelu_clip:g}",
         "softmax": f"{width(act_bits)}, {options.attention if binary else learned}",

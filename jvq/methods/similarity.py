@@ -63,8 +63,8 @@ def ranking_loss(reference: Float[Array, "*r k"], got: Float[Array, "*r k"], the
 
     cost = jnp.zeros(lead, jnp.float32)
     for level in range(halvings):
-        halves = (x.reshape(*lead, 1 << level, 2, -1) for x in (ranked, moved))
-        cost += _sum_of_pairs(hinges(*halves, np.s_[..., 0, :], np.s_[..., 1, :])).sum(axis=-1)
+        known, seen = (x.reshape(*lead, 1 << level, 2, -1) for x in (ranked, moved))
+        cost += _sum_of_pairs(hinges(known, seen, np.s_[..., 0, :], np.s_[..., 1, :])).sum(axis=-1)
     ranked, moved = (x.reshape(*lead, parts, -1) for x in (ranked, moved))
     place = np.arange(parts * ranked.shape[-1]).reshape(parts, 1, -1)
     pairs = (place > place.reshape(parts, -1, 1)) & (place < keys)  # each once, and none of the filling

@@ -634,7 +634,7 @@ def unchecked(**fields):
 
 REFUSED = [
     *(({name: "sgin"}, f"method.{name}: got 'sgin'") for name in (
-        "weights", "inputs", "qkv", "attention", "slope", "merge", "qk_norm", "distillation", "pairs", "space",
+        "kernels", "inputs", "qkv", "attention", "slope", "merge", "qk_norm", "distillation", "pairs", "space",
     )),
     (dict(first=1.0), "method.first: got 1.0, must be in [0, 1)"),
     (dict(first=-0.1), "method.first: got -0.1, must be in [0, 1)"),

@@ -31,8 +31,10 @@ SPEC = {
 }  # fmt: skip
 FLOAT = build("vit", SPEC)
 MAPS = ["block00/attn/pv.p", "block01/attn/pv.p"]
-LEARNING = dict(distillation="none", learning_rate=1e-3, batch=BATCH)  #: labels alone; Adam, as there is no decay
-RANKED = {  # T2; the first without the ranking loss
+LEARNING: dict[str, Any] = dict(
+    distillation="none", learning_rate=1e-3, batch=BATCH
+)  #: labels alone; Adam, as there is no decay
+RANKED: dict[str, dict[str, Any]] = {  # T2; the first without the ranking loss
     "plain": dict(gamma=0.0, steps=1500),
     "margin": dict(gamma=3.0, theta=0.1, steps=1500),
     "no margin": dict(gamma=3.0, theta=0.0, steps=1500),
@@ -44,7 +46,7 @@ class Found(NamedTuple):
 
     before: float  # accuracy of the first step's model
     accuracy: float
-    tau: tuple[float, float]  # by layer: Kendall's, of all rows of the map before it is binarised, to the teacher's
+    tau: list[float]  # by layer: Kendall's, of all rows of the map before it is binarised, to the teacher's
     start: Any  # by layer, the state of the map's quantiser: before training
     state: Any  # and after
 
@@ -162,7 +164,7 @@ def students(name):
             Found(
                 accuracy(forward, params, plan, begin["q"]),
                 accuracy(forward, trained["params"], plan, trained["q"]),
-                tuple(tau[a] for a in MAPS),
+                [tau[a] for a in MAPS],
                 [jax.device_get(begin["q"][a]) for a in MAPS],
                 [jax.device_get(trained["q"][a]) for a in MAPS],
             )
