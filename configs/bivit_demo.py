@@ -3,7 +3,21 @@
     python -m jvq.main --config configs/bivit_demo.py                      the DeiT
     python -m jvq.main --config configs/bivit_demo.py:swin                 vit, deit or swin
 
-minutes
+"sign" has no learned scale (an attention map of ones), "scale" learned scales of query, key, value and attention,
+"bivit" also the ranking loss. Patch embedding and head in float. 250 steps of 128 images (half an epoch), three seeds
+(calibration images, order of the training images, augmentation), 2,000 test images; eleven minutes of one core for the
+DeiT, nine trainings in all. Top-1 in %, agreement with float, KL, Kendall's tau of attention rows (seed 0):
+
+    DeiT                  top-1           agrees          KL                 tau
+    float                 91.30           100             0
+    sign                  46.45 ±0.83     46.67 ±0.83     1.134 ±0.015       0.12
+    scale                 66.12 ±0.45     67.42 ±0.40     0.659 ±0.006       0.17
+    bivit                 66.22 ±0.80     67.10 ±0.53     0.658 ±0.007       0.30
+
+Scales gain 19.7 points (95 %: 17.8 to 21.5, all seeds; the paper 17.8). The ranking loss does what it says, the rows'
+order agrees better in every layer (attention.png), and gains nothing else (+0.1 points, -1.1 to +1.2; the paper 4.3).
+Binary kernels with their scales are 23.3 times smaller than in float32; operations 49.8 times fewer, 64 without the
+float ends.
 """
 
 from jvq.config import config
@@ -20,7 +34,7 @@ def get_config(arg=None):
         "bivit_demo" + (f"_{arg}" if arg else ""),
         "bivit",
         weights=WEIGHTS[arg or "deit"],
-        steps=300,
+        steps=250,
         learning_rate=2e-3,
         rows={label: {"name": "bivit", **PRESETS[label]} for label in ("sign", "scale")},
         seeds=3,
