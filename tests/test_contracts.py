@@ -74,6 +74,7 @@ VARIED = {
     StaticGrouped: [dict(along="n"), dict(grouping="kmeans"), dict(bounds="mse"), dict(nonnegative=True)],
     Signs: [
         dict(smooth=False),
+        dict(smooth=False, size=0.3),
         dict(scale="mean", keep="d"),
         dict(scale="mean", centred=True),
         dict(scale="learned", keep="d"),

@@ -148,7 +148,7 @@ def _activation(options: Options, o: Operand) -> Quantizer | None:
     if o.role == "p":
         return _attention(options.attention)
     if o.role in "qkv":
-        return _learned(options, kept) if options.qkv == "learned" else Signs(smooth=False)
+        return _learned(options, kept) if options.qkv == "learned" else Signs(smooth=False, size=_unit(o))
     if options.merge == "learned" and _is_merge(o):
         return _learned(options, "d")
     return _learned(options, "") if options.inputs == "learned" else Signs()
@@ -156,6 +156,14 @@ def _activation(options: Options, o: Operand) -> Quantizer | None:
 
 def _learned(options: Options, kept: str) -> Signs:
     return Signs(keep=kept, scale="learned", gradient=options.slope)
+
+
+def _unit(o: Operand) -> float:
+    """The size of a sign without scale: a query comes multiplied by ``e**-0.5`` (attention's 1 / sqrt(e))."""
+    extent = dict(zip(o.letters, o.shape, strict=True))
+    if o.role != "q":
+        return 1.0
+    return (extent["e"] if "e" in extent else extent["d"] // extent["h"]) ** -0.5  # d: of a merged query
 
 
 def _attention(kind: Attention) -> Quantizer:

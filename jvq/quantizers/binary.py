@@ -49,7 +49,8 @@ class Signs:
     keep: str = ""  # letters that have a scale of their own; "" = one a tensor
     scale: SignScale = "one"
     centred: bool = False  # with "mean": the mean is taken off first, and not put back (BiBERT, BiT)
-    smooth: bool = True  # with "one": Bi-Real Net's gradient; else it passes where |x| <= 1
+    smooth: bool = True  # with "one": Bi-Real Net's gradient; else it passes where |x| <= size
+    size: float = 1.0  # with "one", and not smooth: the scale (a query comes times e**-0.5, and so do its signs)
     gradient: Slope = "lsq"  # with "learned": of the scale
 
     WIDTHS: ClassVar[range] = range(1, 2)
@@ -63,9 +64,12 @@ class Signs:
             ("centred", False, "mean"),
             ("smooth", True, "one"),
             ("gradient", "lsq", "learned"),
+            ("size", 1.0, "one"),
         ):
             if getattr(self, name) != default and self.scale != needs:
                 raise ValueError(f"{name}: only scale '{needs}' has it, not '{self.scale}'")
+        if self.size <= 0 or (self.size != 1.0 and self.smooth):
+            raise ValueError(f"size: got {self.size}, must be positive, and 1 where the gradient is smooth")
 
     @property
     def apart(self) -> str:
@@ -85,14 +89,14 @@ class Signs:
             return scaled_sign(x, spread(state["scale"], self.keep, letters), factor(x), self.gradient)
         if self.scale == "mean":
             return mean_sign(self._centred(x, letters), moment(self.keep, letters))
-        return sign_ste(x) if self.smooth else scaled_sign(x, ones(x), jnp.float32(1.0))
+        return sign_ste(x) if self.smooth else scaled_sign(x, self.size * ones(x), jnp.float32(1.0))
 
     def encode(self, state: State, x: jax.Array, letters: str) -> Codes:
         y = self._centred(x, letters)
         if self.scale == "learned":
             scale = spread(state["scale"], self.keep, letters)
         else:
-            scale = mean_magnitude(y, moment(self.keep, letters)) if self.scale == "mean" else ones(x)
+            scale = mean_magnitude(y, moment(self.keep, letters)) if self.scale == "mean" else self.size * ones(x)
         return Codes((y >= 0).astype(jnp.int32), scale, None)
 
     def overhead(self, letters: str, shape: tuple[int, ...], contracted: str, product: int, beta: int) -> Overhead:

@@ -179,6 +179,17 @@ def test_an_attention_map_becomes_what_the_option_says():
         assert {a for a in plan if plan[a] != plain[a]} <= {MAP}
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_signs_without_scale_keep_the_division_of_the_scores(name):
+    """A query comes times e**-0.5; its signs are as large, those of keys and values are 1 (spec 2.1)."""
+    known, plan = plan_of(name, qkv="sign")
+    for a, q in plan.items():
+        o = known[a]
+        if o.role in "qkv":
+            want = o.shape[o.letters.index("e")] ** -0.5 if o.role == "q" else 1.0
+            assert q == Signs(smooth=False, size=want)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", MODELS)
 def test_presets_are_options_with_a_plan_of_one_bit(name, preset):

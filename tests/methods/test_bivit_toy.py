@@ -31,9 +31,8 @@ SPEC = {
 }  # fmt: skip
 FLOAT = build("vit", SPEC)
 MAPS = ["block00/attn/pv.p", "block01/attn/pv.p"]
-LEARNING: dict[str, Any] = dict(
-    distillation="none", learning_rate=1e-3, batch=BATCH
-)  #: labels alone; Adam, as there is no decay
+#: labels alone; Adam, as there is no decay
+LEARNING: dict[str, Any] = dict(distillation="none", learning_rate=1e-3, batch=BATCH)
 RANKED: dict[str, dict[str, Any]] = {  # T2; the first without the ranking loss
     "plain": dict(gamma=0.0, steps=1500),
     "margin": dict(gamma=3.0, theta=0.1, steps=1500),

@@ -223,6 +223,9 @@ def test_a_packed_weight_is_planes_and_a_scale_an_output_channel(w):
     (Signs(scale="mean", keep="o"), "keep: no axis 'o' in an operand with letters 'bhqe'"),
     (Signs(centred=True), "centred: only scale 'mean' has it, not 'one'"),
     (Signs(scale="mean", smooth=False), "smooth: only scale 'one' has it, not 'mean'"),
+    (Signs(scale="mean", size=2.0), "size: only scale 'one' has it, not 'mean'"),
+    (Signs(size=2.0), "size: got 2.0, must be positive, and 1 where the gradient is smooth"),
+    (Signs(smooth=False, size=-1.0), "size: got -1.0, must be positive"),
     (Signs(gradient="true"), "gradient: only scale 'learned' has it, not 'one'"),
     (Steps(threshold="zero"), "threshold: 'zero' needs scale 'one', not 'learned'"),
 ], ids=str)  # fmt: skip
