@@ -114,10 +114,10 @@ def test_weights_all_off_by_as_much_have_the_error_and_no_variance():
     w = jnp.asarray((codes + 0.3) * 0.1, jnp.float32).reshape(30, 30)
     q, state = Learned(3), state_of(3, 0.1)
     off, *with_ = (loss(q, state, w, "sum", v) for v in ("off", "sum_sq", "unbiased"))
-    assert float(off) == pytest.approx(0.7803, rel=1e-5)
+    assert float(off) == pytest.approx(0.7803, rel=3e-5)  # a float32 sum of 867, in the processor's order
     np.testing.assert_allclose(with_, off, atol=1e-6)
-    assert float(loss(q, state, w, "mean", "off")) == pytest.approx(0.7803 / 900, rel=1e-5)
-    assert float(loss(q, state, w, "kernel_mean", "off")) == pytest.approx(0.7803 / 30, rel=1e-5)
+    assert float(loss(q, state, w, "mean", "off")) == pytest.approx(0.7803 / 900, rel=3e-5)
+    assert float(loss(q, state, w, "kernel_mean", "off")) == pytest.approx(0.7803 / 30, rel=3e-5)
 
 
 def test_weights_spread_evenly_have_a_twelfth_of_a_square_step(rng):

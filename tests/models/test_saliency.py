@@ -77,7 +77,7 @@ def test_an_image_alone_gives_what_it_gives_in_a_batch(tiny):
     model, params, images = tiny
     forward = jax.jit(model.forward)
     alone = np.concatenate([forward(params, images[i : i + 1]) for i in range(3)])
-    np.testing.assert_array_equal(alone, forward(params, images))
+    np.testing.assert_allclose(alone, forward(params, images), rtol=0, atol=3e-7)  # a last bit, on some processors
 
 
 @pytest.mark.parametrize("method", [minmax, igq])
