@@ -194,7 +194,7 @@ def test_a_float_model_is_as_dear_as_itself_and_a_small_one_has_no_entries(tiny)
 
 
 def test_edges_are_those_that_the_methods_know():
-    assert PATCH + HEADS == EDGES
+    assert PATCH + HEADS == EDGES == ("patch", "head", "head_dist", "decoder")
     assert {part(site) for site in EDGES} == {"patch", "head"}
     assert part("decoder/up1") == "head"
     assert part("stage0/merge/reduce") == part("block00/attn/qk") == part("header") == "body"

@@ -15,10 +15,11 @@ from jvq.core.calibrate import Fitted, Track, calibrate, silent
 from jvq.core.errors import nearest
 from jvq.core.quantizer import Quantizer
 from jvq.core.recipe import Forward, Operand, Plan, Recipe, Sites
+from jvq.operations import HEADS, PATCH
 from jvq.quantizers import Uniform
 from jvq.quantizers.uniform import Range
 
-EDGES = ("patch", "head", "head_dist", "decoder")  #: first and last products, whose width every result states
+EDGES = PATCH + HEADS  #: first and last products, whose width every result states
 FLOAT = 32  #: "bits" that mean: not quantised
 
 
