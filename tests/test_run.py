@@ -172,7 +172,9 @@ def one_at_a_time(root, tmp_path_factory):
 
 
 def test_the_batch_size_changes_no_row(ran, one_at_a_time):
-    assert one_at_a_time["rows"] == ran[0]["rows"]
+    """No decision, no byte and no operation; the KL to float32, as some processors sum one row's product differently."""
+    for got, expected in zip(one_at_a_time["rows"], ran[0]["rows"], strict=True):
+        assert got == expected | {"kl": pytest.approx(expected["kl"], rel=1e-5)}
 
 
 def test_the_batch_size_changes_no_site(ran, one_at_a_time):
