@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jvq.core.packed import Packed
+from jvq.core.packed import is_encoded
 from jvq.core.quantizer import Overhead, State
 from jvq.core.recipe import Operand, Plan, Sites
 
@@ -97,5 +97,5 @@ def spent(known: Sites, plan: Plan, beta: int = BETA) -> dict[str, Any]:
 
 def tree_bytes(params: Any, qstate: Mapping[str, State] | None = None) -> int:
     """Bytes of a parameter tree, Packed leaves as packed, and of the quantisers' states beside it."""
-    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Packed))
+    leaves = jax.tree.leaves(params, is_leaf=is_encoded)
     return sum(int(leaf.nbytes) for leaf in leaves) + sum(int(x.nbytes) for x in jax.tree.leaves(dict(qstate or {})))

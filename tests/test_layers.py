@@ -38,7 +38,8 @@ BELOW: dict[str, set[str]] = {
     "stages": set(),
     "journal": set(),
     "ordering": {"core"},
-    "export": {"core"},
+    "integer": {"core", "kernels"},
+    "export": {"core", "quantizers", "models", "kernels", "integer"},
     "report": {"core"},
     "methods": {"core", "quantizers", "train", "schedule", "accounting", "operations"},
     "config": {"core", "methods"},
@@ -57,6 +58,7 @@ ABOVE_ALL = {
     "sharing",
     "sweep",
     "inspection",
+    "bench",
 }  # "" is jvq/__init__.py
 OUTSIDE_OF_CORE = {"jax", "jaxtyping", "numpy"}  # and the standard library
 LAZY = {"tensorflow", "tensorflow_datasets"}  # slow to import: inside functions only

@@ -10,6 +10,7 @@ An operand's *address* is ``site + "." + role``, for example ``block03/attn/pv.p
 ``inner`` returns another dot with the same signature.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,8 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from jvq.core import axes
-from jvq.core.packed import Packed
+from jvq.core.packed import Encoded, Packed
 from jvq.core.quantizer import Quantizer, State
+from jvq.core.rounding import round_ste
 
 PRODUCT = "y"  #: the role under which a product is recorded
 
@@ -49,10 +51,23 @@ def lowered(dtype: Any) -> Dot:
 
 
 def packed_dot(inner: Dot = float_dot) -> Dot:
-    """A dot that unpacks :class:`~jvq.core.packed.Packed` operands to float and hands on to ``inner``."""
+    """A dot that unpacks :class:`~jvq.core.packed.Encoded` operands (packed weights) to float and hands on to ``inner``.
+
+    Packed signs are handed on as -1 and 1 and their scale multiplies the product: see :func:`quantized`.
+    """
 
     def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
-        return inner(site, equation, **{r: x.unpack() if isinstance(x, Packed) else x for r, x in operands.items()})
+        letters, out = axes.split(equation)
+        through, factors = {}, []
+        for (role, x), axis in zip(operands.items(), letters, strict=True):
+            through[role] = x.unpack() if isinstance(x, Encoded) else x
+            if isinstance(x, Packed) and x.zero is None and outside(x.scale, axis, out):
+                through[role] = dataclasses.replace(x, scale=jnp.ones_like(x.scale)).unpack()
+                factors.append(onto(x.scale, axis, out))
+        y = inner(site, equation, **through)
+        for factor in factors:
+            y = y * factor.astype(y.dtype)
+        return y
 
     return dot
 
@@ -116,15 +131,51 @@ def dropping(rates: Mapping[str, float], key: jax.Array, inner: Dot = float_dot)
 
 
 def quantized(plan: Mapping[str, Quantizer], qstate: Mapping[str, State], inner: Dot = float_dot) -> Dot:
-    """A dot whose operands named in ``plan`` pass through their quantiser first (fake quantisation, with gradients)."""
+    """A dot whose operands named in ``plan`` pass through their quantiser first (fake quantisation, with gradients).
+
+    The scales of 1-bit operands, where they do not differ along what is summed, multiply the product instead: sums of
+    signs are then exact, and so are their zeros, which become +1 where the next operand is signs again. Summing +-scale
+    in float32 would leave a 1e-8 of either sign in their place.
+    """
 
     def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
-        letters, _ = axes.split(equation)
-        through = {}
+        letters, out = axes.split(equation)
+        through, factors = {}, []
         for (role, x), axis in zip(operands.items(), letters, strict=True):
             address = f"{site}.{role}"
             quantizer = plan.get(address)
             through[role] = x if quantizer is None else quantizer.apply(qstate[address], x, axis)
-        return inner(site, equation, **through)
+            if quantizer is not None and quantizer.bits == 1:
+                scale = jax.lax.stop_gradient(quantizer.encode(qstate[address], x, axis).scale)
+                if outside(scale, axis, out):
+                    through[role] = _steps(through[role], scale)
+                    factors.append(onto(scale, axis, out))
+        y = inner(site, equation, **through)
+        for factor in factors:
+            y = y * factor.astype(y.dtype)
+        return y
 
     return dot
+
+
+def outside(scale: jax.Array, letters: str, out: str) -> bool:
+    """Whether a scale of an operand [letters] is the same for all that the product sums over."""
+    return all(scale.shape[i] == 1 for i in axes.indices(axes.contracted(letters, out), letters))
+
+
+def onto(scale: jax.Array, letters: str, out: str) -> jax.Array:
+    """Such a scale, of the operand's rank, on the axes of the product."""
+    kept = "".join(a for a in out if a in letters)
+    return axes.expand(
+        scale.transpose(axes.indices(kept + axes.contracted(letters, out), letters)).reshape(
+            [scale.shape[letters.index(a)] for a in kept]
+        ),
+        kept,
+        out,
+    )
+
+
+def _steps(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """Multiples of ``scale`` as whole numbers in the dtype of ``x``; the gradient is that of the division."""
+    wide = x.astype(jnp.float32) * (1.0 / jnp.where(scale > 0, scale, 1.0))
+    return round_ste(wide).astype(x.dtype)

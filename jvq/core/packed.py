@@ -35,9 +35,24 @@ def unpack_bits(planes: UInt8[Array, "bits k8 ..."], k: int) -> Int[Array, "k ..
     return out.reshape(rows * 8, *rest)[:k]
 
 
+class Encoded:
+    """What stands for a float array in a parameter tree: it has the array's ``shape``, and ``unpack`` gives it."""
+
+    shape: tuple[int, ...]
+
+    def unpack(self) -> jax.Array:
+        """The float32 array [shape]."""
+        raise NotImplementedError
+
+
+def is_encoded(x: Any) -> bool:
+    """Whether ``x`` is a leaf of a parameter tree that stands for a float array: for ``is_leaf`` of a tree's map."""
+    return isinstance(x, Encoded)
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["planes", "scale", "zero"], meta_fields=["shape"])
 @dataclasses.dataclass(frozen=True)
-class Packed:
+class Packed(Encoded):
     """A quantised weight: ``scale * (codes - zero)``, codes packed along the first axis.
 
     Without a zero point it is ``scale`` times the sign that the one plane has: 1 where the bit is set, else -1.

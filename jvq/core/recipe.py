@@ -11,7 +11,7 @@ import jax
 from jvq.core import axes
 from jvq.core.dot import PRODUCT, Dot, float_dot
 from jvq.core.errors import nearest
-from jvq.core.packed import Packed
+from jvq.core.packed import Encoded, is_encoded
 from jvq.core.quantizer import Quantizer
 
 Recipe = Sequence[tuple[str, Quantizer | None]]
@@ -63,14 +63,14 @@ def sites(forward: Forward, params: Any, image: tuple[int, ...]) -> dict[str, Op
     found: dict[str, Operand] = {}
 
     def trace(params: Any, images: jax.Array) -> jax.Array:
-        leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: isinstance(x, Packed))
+        leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_encoded)
         paths = {id(leaf): tuple(str(getattr(k, "key", k)) for k in path) for path, leaf in leaves}
 
         def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
             letters, out = axes.split(equation)
             if len(operands) != 2 or len(letters) != 2:
                 raise ValueError(f"{site}: dot takes two named operands, got {list(operands)} for '{equation}'")
-            floats = {role: x.unpack() if isinstance(x, Packed) else x for role, x in operands.items()}
+            floats = {role: x.unpack() if isinstance(x, Encoded) else x for role, x in operands.items()}
             y = float_dot(site, equation, **floats)
             for (role, x), axis in zip(operands.items(), letters, strict=True):
                 address = f"{site}.{role}"

@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 
 from jvq.core import axes
 from jvq.core.dot import Dot
-from jvq.core.packed import Packed
+from jvq.core.packed import Encoded
 
 Initializer = Callable[..., Any]
+SLICES = 16  #: a power of two: how many are added in one loop of an ordered sum
 QK_NORMS, QK_EPS = ("q_norm", "k_norm"), 1e-5  #: of queries and keys
 
 
@@ -59,14 +60,14 @@ def site(module: nn.Module) -> str:
 
 
 def weight(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> Any:
-    """The parameter ``name`` of ``module``: a float array [shape], or the Packed leaf that stands in its place.
+    """The parameter ``name`` of ``module``: a float array [shape], or the leaf that stands in its place (Packed, Rows).
 
     ``nn.Module.param`` compares every leaf's shape with the initialiser's and would refuse the packed codes.
     """
     if module.is_initializing() or not module.has_variable("params", name):
         return module.param(name, init, shape)
     value = module.get_variable("params", name)
-    if isinstance(value, Packed):
+    if isinstance(value, Encoded):
         if value.shape != shape:
             raise ValueError(f"{site(module)}/{name}: a packed weight of shape {value.shape}, the model has {shape}")
         return value
@@ -94,13 +95,25 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
 def _ordered_sum(x: jax.Array) -> jax.Array:
     def halves(x: jax.Array) -> jax.Array:
         width = 1 << max(x.shape[-1] - 1, 0).bit_length()
-        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
-        while width > 1:
-            width //= 2
-            x = x[..., :width] + x[..., width:]
+        while width > 1:  # four halvings at once: one loop over sixteen slices, where one by one would be ten passes
+            width, pieces = max(width // SLICES, 1), min(width, SLICES)
+            parts = [_piece(x, i * width, width) for i in range(pieces)]
+            while len(parts) > 1:
+                half = len(parts) // 2
+                parts = [a if b is None else a + b for a, b in zip(parts[:half], parts[half:], strict=True)]
+            x = parts[0]
         return x
 
     return jax.lax.platform_dependent(x, cpu=halves, default=lambda x: x.sum(axis=-1, keepdims=True))
+
+
+def _piece(x: jax.Array, start: int, width: int) -> Any:
+    """``x`` [.. start:start+width], filled up with zeros; None where nothing of it is left."""
+    piece = x[..., start : start + width]
+    lacking = width - piece.shape[-1]
+    if lacking == width:
+        return None
+    return jnp.pad(piece, [(0, 0)] * (x.ndim - 1) + [(0, lacking)]) if lacking else piece
 
 
 def pooled(x: Float[Array, "b n d"]) -> Float[Array, "b 1 d"]:

@@ -1,6 +1,6 @@
 """Binary products against float64 (Bi-ViT's specification, section 8): every implementation, exactly.
 
-An implementation is tested by being in ``IMPLEMENTATIONS``; what it declines here is skipped.
+Here are those that run anywhere; ``test_kernels`` compares the others with them.
 """
 
 import math
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from jvq.core.packed import Packed, pack_bits
 from jvq.kernels.binary_matmul import (
+    CASES,
     IMPLEMENTATIONS,
     KINDS,
     binary_linear,
@@ -30,7 +31,7 @@ from jvq.kernels.binary_matmul import (
 )
 
 LENGTHS = (1, 31, 32, 33, 49, 64, 192, 197, 198, 768, 3072)  # K1
-every = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+every = pytest.mark.parametrize("impl", ["ref", "xla"])
 
 
 def words_by_hand(codes):
@@ -50,12 +51,8 @@ def product(x, w, kind):
 
 
 def attempt(impl, run, *args, **options):
-    """What ``run`` gives with the implementation; skipped where it declines, which the plain ones may not."""
-    try:
-        return np.asarray(run(*args, **options, impl=impl))
-    except NotImplementedError as e:
-        assert impl not in ("ref", "xla", "auto")
-        pytest.skip(str(e))
+    """What ``run`` gives with the implementation."""
+    return np.asarray(run(*args, **options, impl=impl))
 
 
 def draw(rng, *shape):
@@ -314,29 +311,46 @@ def test_operands_that_do_not_fit_are_one_clear_line(run, says):
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("impl", [name for name in matmul.PLANNED if name not in IMPLEMENTATIONS])
-def test_what_is_not_there_yet_declines_and_names_what_is(impl):
-    with pytest.raises(NotImplementedError, match=rf"'{impl}' yet \(there are: auto, {', '.join(IMPLEMENTATIONS)}\)"):
-        binary_matmul(uint32(4, 2), uint32(6, 2), 64, impl=impl)
-
-
-def test_auto_falls_back_and_a_name_does_not(monkeypatch, rng):
+def test_auto_is_xla_on_a_cpu_and_a_name_never_falls_back(monkeypatch, rng):
     calls = []
 
     def declining(x, w, k, kind):
-        calls.append(kind)
+        calls.append((x.shape, w.shape, k, kind))
         raise NotImplementedError("not on this platform")
 
-    monkeypatch.setitem(matmul.IMPLEMENTATIONS, "declining", declining)
     x, w = draw(rng, 4, 33), draw(rng, 6, 33)
-    with pytest.raises(NotImplementedError, match="not on this platform"):
-        binary_matmul(words(x), words(w), 33, impl="declining")
-    monkeypatch.setattr(matmul, "AUTO", ("declining", *matmul.AUTO))
-    np.testing.assert_array_equal(binary_matmul(words(x), words(w), 33), product(x, w, "xnor"))
-    assert calls == ["xnor", "xnor"]
-    monkeypatch.setattr(matmul, "AUTO", ("declining",))
-    with pytest.raises(NotImplementedError, match="not on this platform"):
-        binary_matmul(words(x), words(w), 33)
+    monkeypatch.setitem(matmul.IMPLEMENTATIONS, "xla", declining)
+    for impl in ("auto", "xla"):
+        with pytest.raises(NotImplementedError, match="not on this platform"):
+            binary_matmul(words(x), words(w), 33, impl=impl)
+    assert calls == [((1, 4, 2), (1, 6, 2), 33, "xnor")] * 2
+    np.testing.assert_array_equal(binary_matmul(words(x), words(w), 33, impl="ref"), product(x, w, "xnor"))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="there is a device")
+@pytest.mark.parametrize("impl", ["pallas_tpu", "pallas_gpu"])
+def test_an_implementation_for_another_device_says_so(impl):
+    with pytest.raises(NotImplementedError, match=f"'{impl}' runs on {impl[-3:]}, this process has cpu"):
+        binary_matmul(uint32(4, 2), uint32(6, 2), 64, impl=impl)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_no_rows_are_no_products(impl):
+    if impl == "pallas_gpu" and jax.__version_info__ < (0, 11):
+        pytest.skip("needs jax 0.11")
+    y = IMPLEMENTATIONS[impl](x=uint32(2, 0, 2), w=uint32(2, 6, 2), k=64, kind="and")
+    assert y.shape == (2, 0, 6)
+    assert y.dtype == jnp.int32
+
+
+def test_cases_are_words_as_packing_leaves_them(rng):
+    for case in CASES:
+        k = case.static["k"]
+        for a in case.arrays(rng).values():
+            assert a.dtype == np.uint32
+            assert a.shape[2] == -(-k // 32)
+            assert np.asarray(unpack_words(jnp.asarray(a[:1, :1]), k)).all()
+            np.testing.assert_array_equal(a[..., -1] >> np.uint64((k - 1) % 32 + 1), 0)
 
 
 def kernel_of(bits=1, scale=(1, 6), zero=None, shape=(33, 6)):

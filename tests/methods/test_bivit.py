@@ -312,24 +312,19 @@ def run():
 
 
 def test_products_see_two_values(run):
-    """K5."""
+    """K5. Their scales multiply the product: sums of signs stay exact."""
     known, plan, fit, params, (tape, _, _) = run
     for a in plan:
         value, letters, role = np.asarray(tape[a]), known[a].letters, a.rpartition(".")[2]
-        if role == "x":
-            assert set(np.unique(value)) == {-1.0, 1.0}, a
-        elif role == "w":
-            channels = np.moveaxis(value, 0, -1).reshape(-1, value.shape[0])
-            float_ones = np.asarray(leaf(params, known[a].path), np.float64)
-            want = np.abs(np.moveaxis(float_ones, 0, -1).reshape(channels.shape)).mean(axis=1)
-            assert all(len(set(np.abs(row))) == 1 for row in channels), a
-            np.testing.assert_allclose(np.abs(channels).mean(axis=1), want, rtol=1e-6)
-        else:
-            scale = fit.qstate[a]["scale"]
-            for h in range(2):
-                of_head = np.unique(np.take(value, h, axis=letters.index("h")))
-                low = 0 if role == "p" else -scale[h]
-                np.testing.assert_array_equal(of_head, [low, scale[h]], err_msg=a)
+        assert set(np.unique(value)) == ({0.0, 1.0} if role == "p" else {-1.0, 1.0}), a
+        if role == "w":
+            w = np.asarray(leaf(params, known[a].path), np.float64)
+            np.testing.assert_array_equal(value, np.where(w >= 0, 1, -1))
+            scale = plan[a].encode(fit.qstate[a], jnp.asarray(w, jnp.float32), letters).scale
+            want = np.abs(w).mean(axis=0, keepdims=True)
+            np.testing.assert_allclose(scale, want, rtol=1e-6)
+        elif role != "x":
+            assert fit.qstate[a]["scale"].shape == (2,), a
     active = float((np.asarray(tape[MAP]) > 0).mean())
     assert 0.03 < active < 0.5, "G7: the map is not constant"
 

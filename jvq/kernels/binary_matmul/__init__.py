@@ -5,10 +5,12 @@ scores and the values of attention are made of it.
 """
 
 from jvq.kernels.binary_matmul.bits import kernel_words, pack_words, plane_words, sign_words, unpack_words
+from jvq.kernels.binary_matmul.cases import CASES
 from jvq.kernels.binary_matmul.matmul import IMPLEMENTATIONS, KINDS, binary_matmul
 from jvq.kernels.binary_matmul.products import binary_linear, binary_scores, binary_values
 
 __all__ = [
+    "CASES",
     "IMPLEMENTATIONS",
     "KINDS",
     "binary_linear",

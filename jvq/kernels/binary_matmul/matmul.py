@@ -8,17 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvq.core.errors import nearest
-from jvq.kernels.binary_matmul import ref, xla
+from jvq.kernels.binary_matmul import pallas_gpu, pallas_tpu, ref, xla
 from jvq.kernels.binary_matmul.bits import word_count
+from jvq.kernels.choosing import run
 
 KINDS = ("xnor", "and")
 
-Implementation = Callable[[jax.Array, jax.Array, int, str], jax.Array]
-"""``matmul(x [g m w], w [g n w], k, kind)`` gives int32 [g m n]; ``NotImplementedError`` where it declines."""
-
-IMPLEMENTATIONS: dict[str, Implementation] = {"ref": ref.matmul, "xla": xla.matmul}
-AUTO = ("xla",)  #: what "auto" tries, the fastest first
-PLANNED = ("pallas_tpu", "pallas_gpu")  #: names that are understood before there is anything behind them
+IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
+    "ref": ref.matmul,
+    "xla": xla.matmul,
+    "pallas_tpu": pallas_tpu.matmul,
+    "pallas_gpu": pallas_gpu.matmul,
+}
+"""``matmul(x=[g m w], w=[g n w], k=, kind=)`` gives int32 [g m n]; ``NotImplementedError`` where it declines."""
 
 
 def binary_matmul(x: jax.Array, w: jax.Array, k: int, kind: str = "xnor", impl: str = "auto") -> jax.Array:
@@ -30,29 +32,10 @@ def binary_matmul(x: jax.Array, w: jax.Array, k: int, kind: str = "xnor", impl: 
     Raises ``ValueError`` for operands and names that do not fit, ``NotImplementedError`` where the implementation asked
     for declines. Source: the specification of Bi-ViT, section 8, K1 and K2.
     """
-    names = _names(impl)
     lead = _checked(x, w, k, kind)
     rows, columns = _stacked(x, w, lead)
-    for name in names:
-        try:
-            out = IMPLEMENTATIONS[name](rows, columns, k, kind)
-            return out.reshape(*lead, x.shape[-2], w.shape[-2])
-        except NotImplementedError:
-            if name == names[-1]:
-                raise
-    raise AssertionError("there is always an implementation to try")
-
-
-def _names(impl: str) -> tuple[str, ...]:
-    """The implementations to try, in order."""
-    if impl == "auto":
-        return AUTO
-    if impl in IMPLEMENTATIONS:
-        return (impl,)
-    there = ("auto", *IMPLEMENTATIONS)
-    if impl in PLANNED:
-        raise NotImplementedError(f"binary_matmul has no implementation '{impl}' yet (there are: {', '.join(there)})")
-    raise ValueError(f"binary_matmul has no implementation '{impl}'{nearest(impl, there)}")
+    out = run("binary_matmul", impl, IMPLEMENTATIONS, x=rows, w=columns, k=k, kind=kind)
+    return out.reshape(*lead, x.shape[-2], w.shape[-2])
 
 
 def _checked(x: jax.Array, w: jax.Array, k: int, kind: str) -> tuple[int, ...]:

@@ -1,0 +1,50 @@
+"""A deployment: a frozen model with everything that running it needs, which every exporter starts from."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from jvq.core.dot import Dot, packed_dot, quantized
+from jvq.core.freeze import freeze
+from jvq.core.quantizer import Quantizer, State
+from jvq.core.recipe import Sites
+from jvq.models import Model
+from jvq.models.weights import Checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Deployment:
+    """A model whose weights are packed integers, with the quantisers of its activations and their state."""
+
+    model: Model
+    params: Any  # the model's tree, with Packed leaves
+    plan: Mapping[str, Quantizer]  # of activations; a weight's quantiser has become its Packed leaf
+    qstate: Mapping[str, State]  # of activations
+    preprocess: Mapping[str, Any]  # fields of jvq.data.Preprocess
+    recipe: Mapping[str, str]  # every address that is quantised, weights too, and by what, for readers
+    protocol: Mapping[str, Any]  # widths of the ends, granularity, calibration set, seed: what belongs to every result
+    notes: Mapping[str, Any]  # where the float weights come from
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        plan: Mapping[str, Quantizer],
+        qstate: Mapping[str, State],
+        known: Sites,
+        protocol: Mapping[str, Any] = {},
+    ) -> "Deployment":
+        """The checkpoint under a fitted plan, its weights packed."""
+        params, rest, state = freeze(checkpoint.params, plan, qstate, known)
+        recipe = {address: repr(q) for address, q in plan.items()}
+        return cls(checkpoint.model, params, rest, state, checkpoint.preprocess, recipe, protocol, checkpoint.notes)
+
+    def dot(self, qstate: Mapping[str, State] | None = None) -> Dot:
+        """The dot that computes with packed weights and fake-quantised activations in float32: the reference."""
+        return packed_dot(quantized(self.plan, self.qstate if qstate is None else qstate))
+
+    def forward(self, images: jax.typing.ArrayLike) -> jax.Array:
+        """Images [b y x c] to outputs [b ...] by that dot."""
+        return self.model.forward(self.params, images, self.dot())
