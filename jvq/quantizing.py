@@ -5,10 +5,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jvq import accounting, evaluate_maps, inspection
+from jvq import accounting, deploy, evaluate_maps, inspection
 from jvq.config import Run
 from jvq.core.calibrate import Fitted
 from jvq.data import sample
+from jvq.export import Deployment, save
 from jvq.fitting import fitted_row
 from jvq.opening import data_of, described, opened, warnings_of
 from jvq.report import Console
@@ -27,6 +28,8 @@ from jvq.rows import (
     task_of,
 )
 from jvq.stages import Stages
+
+PACKED = "packed.safetensors"  #: in the workdir: the method's model, ready to run in integers (jvq.deploy)
 
 
 def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
@@ -59,6 +62,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
             table.append(line | of_training(fit))
         if row.name == cfg.method_name:
             with stages.stage("check"):  # that packing changes nothing
+                main_model, main_known = own, subject.known
                 fake = task.runner(own.model.forward, row.plan)(own.params, fit.qstate, batch)
                 difference = apart(packed(batch), fake)
     console.say(f"measuring every site of {cfg.method_name} ...")
@@ -71,17 +75,21 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         if task is evaluate_maps:
             draw(workdir / "maps.png", outputs, loader)
             pictures.append("maps.png")
+    protocol = main.method.protocol(main.options) | {
+        "rules": cfg.rules or "none",
+        "calibration": f"{len(drawn.images)} images of {train.name} ({cfg.data.train}), drawn by seed {cfg.seed}",
+        "packed against fake quantisation": f"largest difference of outputs {difference:.1e}",
+    }
+    with stages.stage("deploy"):
+        deployment = Deployment.of(main_model, main.plan, fitted.qstate, main_known, protocol)
+        protocol["integer inference"] = deploy.compared(deployment, batch, fake)
+        save(deployment, workdir / PACKED)
     return {
         "seconds": stages.seconds,
         "method": cfg.method_name,
         "model": described(checkpoint, cfg.weights),
         "data": data_of(cfg, loader, len(reference[0])),
-        "protocol": main.method.protocol(main.options)
-        | {
-            "rules": cfg.rules or "none",
-            "calibration": f"{len(drawn.images)} images of {train.name} ({cfg.data.train}), drawn by seed {cfg.seed}",
-            "packed against fake quantisation": f"largest difference of outputs {difference:.1e}",
-        },
+        "protocol": protocol,
         "bops_formula": accounting.FORMULA,
         "rows": filled(table),
         "sites": found,

@@ -18,6 +18,8 @@ def run(cfg: Run, workdir: Path, console: Console, command: str = "") -> dict[st
     write(report, workdir)
     show(report, console)
     console.say(f"report: {workdir / 'report.md'}")
+    if (packed := workdir / quantizing.PACKED).exists():
+        console.say(f"packed model: {packed} (python -m jvq.deploy {packed})")
     return report
 
 

@@ -59,6 +59,7 @@ ABOVE_ALL = {
     "sweep",
     "inspection",
     "bench",
+    "deploy",
 }  # "" is jvq/__init__.py
 OUTSIDE_OF_CORE = {"jax", "jaxtyping", "numpy"}  # and the standard library
 LAZY = {"tensorflow", "tensorflow_datasets"}  # slow to import: inside functions only

@@ -51,7 +51,7 @@ def lowered(dtype: Any) -> Dot:
 
 
 def packed_dot(inner: Dot = float_dot) -> Dot:
-    """A dot that unpacks :class:`~jvq.core.packed.Encoded` operands (packed weights) to float and hands on to ``inner``.
+    """A dot that unpacks packed (:class:`~jvq.core.packed.Encoded`) operands to float and hands on to ``inner``.
 
     Packed signs are handed on as -1 and 1 and their scale multiplies the product: see :func:`quantized`.
     """

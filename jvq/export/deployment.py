@@ -1,7 +1,7 @@
 """A deployment: a frozen model with everything that running it needs, which every exporter starts from."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,7 +9,9 @@ import jax
 from jvq.core.dot import Dot, packed_dot, quantized
 from jvq.core.freeze import freeze
 from jvq.core.quantizer import Quantizer, State
-from jvq.core.recipe import Sites
+from jvq.core.recipe import Sites, sites
+from jvq.integer import Way, integer_dot, prepared, ways
+from jvq.integer.rows import Weights
 from jvq.models import Model
 from jvq.models.weights import Checkpoint
 
@@ -48,3 +50,27 @@ class Deployment:
     def forward(self, images: jax.typing.ArrayLike) -> jax.Array:
         """Images [b y x c] to outputs [b ...] by that dot."""
         return self.model.forward(self.params, images, self.dot())
+
+    @property
+    def known(self) -> Sites:
+        """The operands of the model."""
+        return sites(self.model.forward, self.params, self.model.image)
+
+    def integer(self, weights: Weights = "fast", impl: str = "auto") -> Callable[[jax.typing.ArrayLike], jax.Array]:
+        """``run(images [b y x c]) -> outputs [b ...]`` in integers, jitted (:mod:`jvq.integer`).
+
+        ``weights``: "fast" keeps a byte a weight code in memory, "small" 2 to 4 bits packed; ``impl`` names kernels.
+        """
+        rows = prepared(self.params, self.known, weights)
+
+        @jax.jit
+        def run(rows: Any, qstate: Mapping[str, State], images: jax.Array) -> jax.Array:
+            return self.model.forward(rows, images, integer_dot(self.plan, qstate, impl=impl))
+
+        return lambda images: run(rows, self.qstate, jax.numpy.asarray(images))
+
+    def ways(self) -> dict[str, Way]:
+        """How each product is computed in integers, by site, or why it is not."""
+        rows = prepared(self.params, self.known)
+        image = jax.ShapeDtypeStruct((1, *self.model.image), "float32")
+        return ways(self.model.forward, rows, self.plan, self.qstate, image)

@@ -8,7 +8,6 @@ and safetensors alone::
     import json
     import jax
     from jax import export
-from jax.errors import InconclusiveDimensionOperation
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as f:

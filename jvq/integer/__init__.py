@@ -1,6 +1,6 @@
 """Integer inference: a frozen model whose products are computed from integers.
 
-``prepared`` turns packed weights into what the kernels multiply, once; ``integer_dot`` quantises activations to integers
+``prepared`` turns packed weights into what kernels multiply, once; ``integer_dot`` quantises activations to integers
 and multiplies. What it computes is what fake quantisation computes, but for the order in which float32 rounds.
 """
 

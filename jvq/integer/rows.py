@@ -192,7 +192,7 @@ def _shared(x: np.ndarray) -> np.ndarray:
 
 
 def _parts(arrays: list[np.ndarray]) -> int | None:
-    """Into how few equal parts k falls so that all ``arrays`` [n k] are constant in each; None: only into single ones."""
+    """Into how few equal parts k falls so that ``arrays`` [n k] are constant in each; None: into single ones only."""
     changes = np.flatnonzero(np.any([(np.diff(a, axis=1) != 0).any(axis=0) for a in arrays], axis=0)) + 1
     k = arrays[0].shape[1]
     run = int(np.gcd.reduce([k, *changes.tolist()]))

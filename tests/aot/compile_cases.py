@@ -48,6 +48,7 @@ def prepare() -> None:
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # what is kept is not compiled
         "TPU_SKIP_MDS_QUERY": "1",  # libtpu: do not ask a cloud which machine this is
         "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes: none of them has the chip that the lock is for
         "TPU_STDERR_LOG_LEVEL": "3",
         "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # no driver, no versions to check
         "MOSAIC_GPU_DUMP_PTX": "1",  # to standard output
@@ -127,7 +128,8 @@ def compile_case(op: str, impl: str, case: Any, device: Any) -> dict[str, Any]:
     operands = case.arrays(np.random.default_rng(0))
     run, plain = (functools.partial(implementations[name], **case.static) for name in (impl, "xla"))
     placed = abstract(operands, jax.sharding.SingleDeviceSharding(device))
-    with standard_output() as printed:
+    here = jax.sharding.Mesh([device], "x").abstract_mesh  # where Pallas looks up what the chip can do
+    with jax.sharding.use_abstract_mesh(here), standard_output() as printed:
         program = jax.jit(run).lower(**placed).compile().as_text() or ""
     (ptx,) = printed
     if "PTX" in os.environ:

@@ -90,7 +90,7 @@ def test_a_product_is_that_of_the_decoded_codes(rng, name, weights):
     product = tuple(SIZES[i] for i in out)
     if weight:
         there = Operand("here.b", right, b.shape, out, product, ("b",))
-        params, rest, state = freeze(
+        params, _rest, state = freeze(
             {"b": b},
             {**plan, "here.b": qb},
             {**state, "here.b": sb},
@@ -107,7 +107,8 @@ def test_a_product_is_that_of_the_decoded_codes(rng, name, weights):
         for q, s, x, axis in ((qa, sa, a, left), (qb, sb, b, right))
     ]
     want = np.einsum(equation, *wide)
-    assert got.shape == want.shape and got.dtype == jnp.float32
+    assert got.shape == want.shape
+    assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, want, rtol=0, atol=3e-6 * np.abs(want).max())
     way = tape["here"]
     assert (

@@ -10,7 +10,9 @@ from jaxtyping import Array, Float32, Int8, Int32
 
 from jvq.kernels.group_matmul.digits import fixed_point, joined, own, values
 
-CACHED = 2**20  #: int32 sums beyond which images are multiplied one after the other: so they stay in the cache
+CACHED = (
+    2**16
+)  #: int32 sums of an image beyond which one image is multiplied after the other: so they stay in the cache
 
 
 def group_matmul(
@@ -36,7 +38,7 @@ def group_matmul(
         sums = _sums(one[0], w, w_zero)
         return _finished(list(sums), one[1], w_scale, bias)
 
-    if rows.size // rows.shape[3] * w.shape[0] > CACHED:
+    if rows.shape[1] * rows.shape[2] * w.shape[0] > CACHED:  # whatever the batch, which may be symbolic
         return jax.lax.map(image, (rows, unit))
     sums = _sums(rows, w, w_zero)
     return _finished([sums[:, i] for i in range(len(digits))], unit, w_scale, bias)

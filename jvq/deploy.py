@@ -1,0 +1,134 @@
+"""A packed model put to use: what it holds, how well and how fast it runs in integers, and its exports.
+
+    python -m jvq.deploy runs/igq_demo/packed.safetensors [--images=2000] [--weights=small]
+    python -m jvq.deploy FILE --onnx=model.onnx --stablehlo=model.zip --platform=cpu
+
+Every run that quantises one model writes such a file. ``--onnx`` writes QDQ for onnxruntime, ``--stablehlo`` a compiled
+form that runs without this package; both refuse what they cannot express.
+"""
+
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from jvq import accounting, export
+from jvq.export import Deployment
+from jvq.integer.rows import WEIGHTS
+
+FLAGS = flags.FLAGS
+if __name__ == "__main__":
+    flags.DEFINE_string("data", "fashion", "fashion, folder, npz or tfds:NAME: what the model is evaluated on")
+    flags.DEFINE_string("dir", None, "of that data")
+    flags.DEFINE_integer("images", 1000, "of the test split; 0: none, the model is only exported", lower_bound=0)
+    flags.DEFINE_integer("batch", 100, "images at a time", lower_bound=1)
+    flags.DEFINE_enum("weights", "fast", WEIGHTS, "a byte a weight code in memory, or 2 to 4 bits packed")
+    flags.DEFINE_string("onnx", None, "file to write for onnxruntime")
+    flags.DEFINE_string("stablehlo", None, "file to write for any process with jax")
+    flags.DEFINE_integer(
+        "stablehlo_batch", None, "images at a time of the latter; by default any number", lower_bound=1
+    )
+    flags.DEFINE_enum("platform", "cpu", ["cpu", "cuda", "tpu"], "what the latter is compiled for")
+
+
+def described(deployment: Deployment) -> str:
+    """How the products are computed, in words: ``32 products: 20 groups, 12 int8``."""
+    found = Counter(deployment.ways().values())
+    parts = ", ".join(f"{count} {way}" for way, count in found.most_common())
+    return f"{sum(found.values())} products: {parts}"
+
+
+def compared(deployment: Deployment, images: jax.Array, fake: Any) -> str:
+    """Integer inference beside fake quantisation's outputs for ``images``, in words."""
+    got = deployment.integer()(images)
+    apart = [
+        np.abs(np.asarray(x - y)).reshape(len(images), -1).max(axis=1)
+        for x, y in zip(*map(jax.tree.leaves, (got, fake)), strict=True)
+    ]
+    text = f"{described(deployment)}; outputs differ by {np.median(apart):.1e} (median image)"
+    if getattr(deployment.model.spec, "classes", 0):
+        same = int((jnp.argmax(got, axis=1) == jnp.argmax(fake, axis=1)).sum())
+        text += f", decisions on {len(images) - same} of {len(images)} images"
+    return text
+
+
+def evaluate(deployment: Deployment, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Accuracy in integers, how many decisions differ from fake quantisation, images a second without compiling."""
+    integer, fake = deployment.integer(FLAGS.weights), jax.jit(deployment.forward)
+    batches = [images[i : i + FLAGS.batch] for i in range(0, len(images), FLAGS.batch)]
+    for batch in {len(b): b for b in batches}.values():
+        jax.block_until_ready(integer(batch))
+    start = time.perf_counter()
+    got = np.concatenate([np.asarray(integer(batch)) for batch in batches])
+    seconds = time.perf_counter() - start
+    reference = np.concatenate([np.asarray(fake(batch)) for batch in batches])
+    rows: dict[str, Any] = {"images": len(images), "images a second": f"{len(images) / seconds:.0f}"}
+    if getattr(deployment.model.spec, "classes", 0):
+        if (labels >= 0).all():
+            rows["top-1 %, integers"] = f"{100 * np.mean(got.argmax(axis=1) == labels):.2f}"
+            rows["top-1 %, fake quantisation"] = f"{100 * np.mean(reference.argmax(axis=1) == labels):.2f}"
+        rows["decisions that differ"] = int((got.argmax(axis=1) != reference.argmax(axis=1)).sum())
+    return rows
+
+
+def main(argv: list[str]) -> None:
+    """Shows the table and writes what is asked for."""
+    if len(argv) != 2:
+        raise ValueError("one argument is needed, a packed file: python -m jvq.deploy runs/igq_demo/packed.safetensors")
+    import rich.box
+    from rich.table import Table
+
+    from jvq.data import Preprocess, open_source, sample
+    from jvq.report import Console
+
+    deployment = export.load(argv[1])
+    for name in ("onnx", "stablehlo"):
+        if (path := getattr(FLAGS, name)) is not None and not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"{name}: {path} cannot be written: its folder does not exist")
+    size = accounting.tree_bytes(deployment.params, deployment.qstate)
+    rows: dict[str, Any] = {
+        "model": f"{deployment.model.architecture}, {deployment.model.image[0]}x{deployment.model.image[1]} pixels",
+        "file": f"{Path(argv[1]).stat().st_size / 1024:.1f} KiB, of which {size / 1024:.1f} KiB weights and state",
+        "in integers": described(deployment),
+    }
+    if FLAGS.onnx is not None:
+        from jvq.export.onnx import save_onnx
+
+        save_onnx(deployment, FLAGS.onnx)
+        rows["onnx"] = FLAGS.onnx
+    if FLAGS.stablehlo is not None:
+        from jvq.export.stablehlo import save_stablehlo
+
+        save_stablehlo(deployment, FLAGS.stablehlo, platform=FLAGS.platform, batch=FLAGS.stablehlo_batch)
+        rows["stablehlo"] = FLAGS.stablehlo
+    if FLAGS.images:
+        source = open_source(FLAGS.data, "test", FLAGS.dir)
+        drawn = sample(source, Preprocess.from_dict(dict(deployment.preprocess)), min(FLAGS.images, len(source)), 0)
+        rows |= evaluate(deployment, drawn.images, drawn.labels)
+    table = Table(box=rich.box.SIMPLE_HEAD, show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    Console().out.print(table)
+
+
+def entry() -> None:
+    """``python -m jvq.deploy``."""
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except ValueError as error:
+            print(f"jvq: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(guarded)
+
+
+if __name__ == "__main__":
+    entry()
