@@ -6,7 +6,22 @@
 
 The plain LSQ baseline, on labels, without a regulariser (spec section 2.1). "query", "key" and "value" leave those
 operands of the products float; the kernel that makes them is one parameter and stays quantised, unlike in the paper.
-The paper's order is: attention gains most, value more than query and key. Hours, not minutes; not measured yet.
+The paper's order is: attention gains most, value more than query and key. Hours with the defaults; with
+--config.method.steps=100 (the embedded ViT at W3A3, three seeds, 2,000 test images) 55 minutes of a shared core:
+
+                           top-1 %         agrees %        KL
+    float                  91.95           100             0
+    minmax                 62.68 ±1.41     64.25 ±1.13     0.672 ±0.012
+    vvtq (lsq, all of it)  89.30 ±0.54     92.37 ±0.40     0.093 ±0.004
+    without_attention      90.38 ±0.15     94.82 ±0.43     0.062 ±0.002
+    without_mlp            90.30 ±0.13     94.67 ±0.08     0.069 ±0.002
+    without_key            89.27 ±0.10     93.05 ±0.26     0.086 ±0.002
+    without_query          89.03 ±0.26     92.65 ±0.05     0.091 ±0.003
+    without_value          89.08 ±0.91     92.75 ±0.95     0.091 ±0.010
+
+Attention in float gains most here too: over the MLP 0.007 in KL (0.002 to 0.011, all seeds), the MLP 0.025 over nothing.
+Value gains no more than query and less than key (0.005, 0.001 to 0.010, two of three seeds): the paper's order of the
+three does not show, and the accuracies tell none of them apart.
 """
 
 from jvq.config import config

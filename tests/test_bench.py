@@ -70,7 +70,7 @@ def test_mistakes_are_said_before_anything_is_measured(flags, capsys, tmp_path):
 
 
 def test_globs_choose_and_the_base_of_ratios_stays():
-    assert [v.name for v in chosen(["ort-*"])] == [BASE, "ort-float32", "ort-int8"]
+    assert [v.name for v in chosen(["ort-*"])] == [BASE, "ort-float32", "ort-int8", "ort-int8-spin"]
     assert chosen([]) == list(VARIANTS)
 
 

@@ -1,7 +1,10 @@
 """The variants of other libraries, each imported only where it is asked for."""
 
+# pyright: reportMissingImports=false
+
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +24,7 @@ def variants(w8a8: Callable[[Sites], Plan]) -> tuple[Variant, ...]:
     return (
         Variant("ort-float32", "onnxruntime, float32", exported, session, needs=onnx),
         Variant("ort-int8", "onnxruntime, the same W8A8 as QDQ", exported, session, w8a8, onnx),
+        Variant("ort-int8-spin", "the same, its threads spin", exported, partial(session, spin=True), w8a8, onnx),
         Variant("torch-float32", "torch, float32", torch_form("float32"), torch_model, needs=torch),
         Variant("torch-bf16", "torch, all in bfloat16", torch_form("bf16"), torch_model, needs=torch),
         Variant("torch-int8", "torch, dynamic int8, linear layers only", torch_form("int8"), torch_model, needs=torch),
@@ -35,13 +39,18 @@ def exported(bed: Bed, plan: Plan, qstate: Mapping[str, State]) -> Prepared:
     return Prepared(path, path.stat().st_size)
 
 
-def session(path: Path, threads: int) -> Run:
-    """An onnxruntime session on the CPU, all of its graph optimisations on."""
+def session(path: Path, threads: int, spin: bool = False) -> Run:
+    """An onnxruntime session on the CPU, all of its graph optimisations on.
+
+    ``spin``: threads wait for each other busily, as is its default. That is fast where nothing else runs; on a machine
+    that is shared it takes twice the CPU time and the wall time of others, so that the table has both.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     opened = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (name,) = (i.name for i in opened.get_inputs())
     return lambda images: opened.run(None, {name: images})

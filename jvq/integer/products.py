@@ -129,7 +129,10 @@ def _product(
     if isinstance(b, Rows):
         right = _of_rows(b, parts)
     else:
-        right = _turned(_left(Integers.of(b, quantizers[1].bits), order, order.right, letters[1], parts))
+        # as they are: fused with what makes them, a transposition would be one more pass over them
+        codes = Integers.of(b, quantizers[1].bits)
+        codes = codes._replace(codes=jax.lax.optimization_barrier(codes.codes))
+        right = _turned(_left(codes, order, order.right, letters[1], parts))
     signs = right.form == "words" or (not isinstance(b, Rows) and quantizers[1].bits == 1 and b.zero is None)
     k = left.codes.shape[-1]
     if signs and quantizers[0].bits == 1:
@@ -147,9 +150,13 @@ class Right(NamedTuple):
     scale: jax.Array  # float32 [g|1 1 n|1]
     zero: jax.Array | None  # int32, likewise
     offset: jax.Array | None  # float32, likewise
-    sums: jax.Array  # int32 [g 1 n], of the codes
+    sums: jax.Array | None  # int32 [g 1 n], of the codes; None: not known beforehand
     form: Form
     bits: int  # where packed
+
+    def total(self) -> jax.Array:
+        """The sums, computed where they are not known."""
+        return _sums(self.codes) if self.sums is None else self.sums
 
 
 def _divided(codes: Codes, quantizer: Any, summed: str, letters: str) -> int:
@@ -189,7 +196,7 @@ def _turned(x: Side) -> Right:
     """An activation as the second operand."""
     scale, zero, offset = (None if t is None else jnp.swapaxes(t, 1, 2) for t in x[1:])
     assert scale is not None
-    return Right(x.codes, scale, zero, offset, _sums(x.codes), "int8", WIDEST)
+    return Right(x.codes, scale, zero, offset, None, "int8", WIDEST)
 
 
 def _of_rows(rows: Rows, parts: int) -> Right:
@@ -221,7 +228,8 @@ def _affine(left: Side, right: Right, k: int, impl: str) -> tuple[jax.Array, Way
         "impl": impl,
     }
     if right.form == "packed":
-        return packed_matmul(left.codes, right.codes, bits=right.bits, n=right.sums.shape[-1], **arguments), "packed"
+        n = right.total().shape[-1]
+        return packed_matmul(left.codes, right.codes, bits=right.bits, n=n, **arguments), "packed"
     codes = right.codes if right.form == "int8" else (2 * unpack_words(right.codes, k) - 1).astype(jnp.int8)
     return int8_matmul(left.codes, codes, **arguments), "int8"
 
@@ -231,7 +239,7 @@ def _binary(left: Side, right: Right, k: int, kind: str, impl: str) -> jax.Array
     words = right.codes if right.form == "words" else pack_words(right.codes > 0)
     total = binary_matmul(pack_words(left.codes > 0), words, k, kind, impl)
     if left.zero is not None:
-        total = total - left.zero * right.sums
+        total = total - left.zero * right.total()
     return left.scale * right.scale * total.astype(jnp.float32)
 
 
@@ -239,7 +247,7 @@ def _offsets(left: Side, right: Right, k: int) -> jax.Array:
     """What offsets add to a product: each times the sum of the other operand's values, [g m n], or 0."""
     total = jnp.zeros((1, 1, 1), jnp.float32)
     if left.offset is not None:
-        total = total + left.offset * _value(right.sums, k, right.scale, right.zero)
+        total = total + left.offset * _value(right.total(), k, right.scale, right.zero)
     if right.offset is not None:
         sums = jnp.swapaxes(_sums(left.codes), 1, 2)
         total = total + right.offset * _value(sums, k, left.scale, left.zero)

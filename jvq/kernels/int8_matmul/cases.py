@@ -62,6 +62,11 @@ def real(name: str, shape: tuple[int, int, int, int], **made: Any) -> Case:
     return case(name, shape, **made)._replace(real=True)
 
 
+def unsummed(rng: np.random.Generator) -> dict[str, Any]:
+    """Of a product of two activations, whose sums nobody knows beforehand."""
+    return {**case("", (3, 9, 40, 20), zeros="x,w").arrays(rng), "w_sum": None}
+
+
 LAYER: dict[str, Any] = {"shared": True, "zeros": "x"}  # static activations with a zero point, symmetric weights
 HEADS: dict[str, Any] = {"scales": "", "bias": False}
 
@@ -78,6 +83,7 @@ CASES = (
     case("shared weights, scales of matrices", (3, 9, 40, 20), shared=True, scales="gn", zeros="xg"),
     case("weights with zero points", (1, 9, 40, 20), zeros="wn"),
     case("blocks of rows and of k", (1, 530, 1030, 9), scales="mn", zeros="xm,wn"),
+    case("sums not given", (3, 9, 40, 20), zeros="x,w")._replace(arrays=unsummed),
     case("blocks of columns", (2, 5, 40, 790), zeros="x"),
     real("ViT-B fc1", (1, 197, 768, 3072), **LAYER),
     real("ViT-B fc1, batch 8", (8, 197, 768, 3072), **LAYER),

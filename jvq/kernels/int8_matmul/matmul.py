@@ -37,15 +37,13 @@ def int8_matmul(
     ``y[g m n] = x_scale * w_scale * sum_k (x - x_zero) * (w - w_zero) + bias``: the sum is an exact int32, the rest
     float32. ``x_scale`` float32 and ``x_zero`` int32 are [g|1 m|1 1], ``w_scale`` and ``w_zero`` [g|1 1 n|1], ``bias``
     float32 [n]; zero points and bias may be None, which is 0. ``w_sum`` int32 [g|1 1 n], the sum of w over k, is known
-    once w is: it is given where there is ``x_zero``. Where w has g = 1, all of x meets the same w.
+    once w is: it is computed where there is ``x_zero`` and it is None. Where w has g = 1, all of x meets the same w.
     Zero points may lie outside of int8 (codes 0..255 are given less 128, with their zero point), as long as the sum
     stays in int32. ``impl`` is ``"auto"`` or a name in ``IMPLEMENTATIONS``. Raises ``ValueError`` for operands that do
     not fit, ``NotImplementedError`` where the implementation asked for declines.
     """
     _check(x, w)
     (g, m, _), (gw, n, _) = x.shape, w.shape
-    if x_zero is not None and w_sum is None:
-        raise ValueError("int8_matmul: x_zero needs w_sum, the sum of w over k")
     _fits("x_scale", x_scale, jnp.float32, (g, 1), (m, 1), (1,))
     _fits("w_scale", w_scale, jnp.float32, (gw, 1), (1,), (n, 1))
     _fits("x_zero", x_zero, jnp.int32, (g, 1), (m, 1), (1,))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float32, Int8, Int32
 
-from jvq.kernels.int8_matmul.terms import AXES, Terms, finish, stacked, terms
+from jvq.kernels.int8_matmul.terms import AXES, Terms, finish, stacked, sums_of, terms
 
 COLUMNS = 128  #: outputs of a block
 ROWS = 64  #: rows of a block, those of one instruction; twice as many where that still makes enough blocks
@@ -40,6 +40,7 @@ def int8_matmul(
         raise NotImplementedError(f"int8_matmul: 'pallas_gpu' needs jax 0.11 or newer, this is {jax.__version__}")
     shape, (gw, n, _) = (*x.shape[:2], w.shape[1]), w.shape
     x, x_scale, x_zero = stacked(x, gw, x_scale, x_zero)
+    w_sum = sums_of(w) if x_zero is not None and w_sum is None else w_sum
     t = terms(x, n, x_scale=x_scale, w_scale=w_scale, x_zero=x_zero, w_zero=w_zero, w_sum=w_sum, bias=bias)
     depth = min((DEPTH, DEPTH // 2), key=lambda size: -x.shape[2] % size)  # what fills up less, else the larger
     y = _product(_filled(x, 1, 8, depth), _filled(w, 1, 32, depth), t, depth, interpret)

@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float32, Int8, Int32
 
-from jvq.kernels.int8_matmul.terms import Terms, finish, stacked, terms
+from jvq.kernels.int8_matmul.terms import Terms, finish, stacked, sums_of, terms
 
 SUBLANES, LANES = 32, 128  #: the least block of int8
 ROWS, COLUMNS, DEPTH = 512, 768, 1024  #: the largest block along m, n and k; double-buffered, all take about 8 MiB
@@ -31,6 +31,7 @@ def int8_matmul(
     """The product, as :func:`~jvq.kernels.int8_matmul.int8_matmul` says."""
     shape, (gw, n, _) = (*x.shape[:2], w.shape[1]), w.shape
     x, x_scale, x_zero = stacked(x, gw, x_scale, x_zero)
+    w_sum = sums_of(w) if x_zero is not None and w_sum is None else w_sum
     t = terms(x, n, x_scale=x_scale, w_scale=w_scale, x_zero=x_zero, w_zero=w_zero, w_sum=w_sum, bias=bias)
     (g, m, k) = x.shape
     rows, depth = _block(m, ROWS, SUBLANES), _block(k, DEPTH, LANES)

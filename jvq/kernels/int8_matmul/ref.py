@@ -22,8 +22,7 @@ def int8_matmul(
     left, right = x.astype(jnp.int32), jnp.broadcast_to(w, (g, *w.shape[1:])).astype(jnp.int32)
     total = jnp.einsum("gmk,gnk->gmn", left, right)
     if x_zero is not None:
-        assert w_sum is not None
-        total = total - x_zero * w_sum
+        total = total - x_zero * (right.sum(axis=2)[:, None] if w_sum is None else w_sum)
     if w_zero is not None:
         total = total - w_zero * left.sum(axis=2, keepdims=True)
     if x_zero is not None and w_zero is not None:

@@ -43,7 +43,7 @@ def terms(
     zeros = None if w_zero is None else _columns(w_zero, n)
     offset = total = None
     if x_zero is not None:
-        assert w_sum is not None
+        assert w_sum is not None  # see sums_of
         total = w_sum if zeros is None else w_sum - x.shape[2] * zeros
         if x_zero.shape[1] == 1:
             offset, x_zero, total = x_zero * total, None, None
@@ -58,6 +58,11 @@ def terms(
         w_zero=zeros,
         bias=None if bias is None else bias[None, None],
     )
+
+
+def sums_of(w: Int8[Array, "gw n k"]) -> Int32[Array, "gw 1 n"]:
+    """The sums of w over k, where they were not known beforehand."""
+    return w.sum(axis=2, dtype=jnp.int32)[:, None]
 
 
 def finish(acc: Int32[Array, "*g m n"], t: Terms) -> Float32[Array, "*g m n"]:

@@ -27,10 +27,20 @@ def int8_matmul(
 ) -> Float32[Array, "g m n"]:
     """The product, as :func:`~jvq.kernels.int8_matmul.int8_matmul` says."""
     (g, m, k), (gw, n, _) = x.shape, w.shape
-    if gw == 1:
-        axes = (((1,), (1,)), ((), ()))
-        acc = jax.lax.dot_general(x.reshape(g * m, k), w[0], axes, preferred_element_type=jnp.int32).reshape(g, m, n)
+    if x_zero is not None and w_sum is None:  # a row of ones behind x: reading w once more takes longer
+        x = jnp.concatenate([x, jnp.ones((g, 1, k), jnp.int8)], axis=1)
+        sums = _product(x, w)
+        acc, w_sum, x = sums[:, :m], sums[:, m:], x[:, :m]
     else:
-        acc = jax.lax.dot_general(x, w, (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.int32)
+        acc = _product(x, w)
     t = terms(x, n, x_scale=x_scale, w_scale=w_scale, x_zero=x_zero, w_zero=w_zero, w_sum=w_sum, bias=bias)
     return finish(acc, t)
+
+
+def _product(x: Int8[Array, "g m k"], w: Int8[Array, "gw n k"]) -> Int32[Array, "g m n"]:
+    """The integers alone."""
+    (g, m, k), (gw, n, _) = x.shape, w.shape
+    if gw == 1:
+        axes = (((1,), (1,)), ((), ()))
+        return jax.lax.dot_general(x.reshape(g * m, k), w[0], axes, preferred_element_type=jnp.int32).reshape(g, m, n)
+    return jax.lax.dot_general(x, w, (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.int32)
