@@ -172,7 +172,7 @@ def one_at_a_time(root, tmp_path_factory):
 
 
 def test_the_batch_size_changes_no_row(ran, one_at_a_time):
-    """No decision, no byte and no operation; the KL to float32, as some processors sum one row's product differently."""
+    """No decision, byte or operation; the KL to float32, as some processors sum one row's product differently."""
     for got, expected in zip(one_at_a_time["rows"], ran[0]["rows"], strict=True):
         assert got == expected | {"kl": pytest.approx(expected["kl"], rel=1e-5)}
 

@@ -97,6 +97,7 @@ def binary(known: Sites) -> Plan:
 _in_float = partial(start, lambda plan, state: float_dot)
 _in_bf16 = partial(start, lambda plan, state: lowered(jnp.bfloat16))
 _in_integers = partial(start, integer_dot)
+_in_bits = partial(start, partial(integer_dot, count=True))
 _fast, _small = partial(frozen, "fast"), partial(frozen, "small")
 
 VARIANTS: tuple[Variant, ...] = (
@@ -105,7 +106,8 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("jvq-w4a8", "W4A8, weights unpacked to bytes at load", _fast, _in_integers, w4a8),
     Variant("jvq-w4a8-small", "W4A8, weights held packed", _small, _in_integers, w4a8),
     Variant("jvq-igq-w4a4", "IGQ, groups a power of two apart", _fast, _in_integers, igq_w4a4),
-    Variant("jvq-binary", "signs and steps, ends in float32", _fast, _in_integers, binary),
+    Variant("jvq-binary", "signs and steps as int8, ends in float32", _fast, _in_integers, binary),
+    Variant("jvq-binary-small", "signs and steps as bits, counted", _small, _in_bits, binary),
     Variant("jax-bf16", "products of bfloat16, sums in float32", halved, _in_bf16),
     *others.variants(w8a8),
 )

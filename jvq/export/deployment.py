@@ -59,13 +59,13 @@ class Deployment:
     def integer(self, weights: Weights = "fast", impl: str = "auto") -> Callable[[jax.typing.ArrayLike], jax.Array]:
         """``run(images [b y x c]) -> outputs [b ...]`` in integers, jitted (:mod:`jvq.integer`).
 
-        ``weights``: "fast" keeps a byte a weight code in memory, "small" 2 to 4 bits packed; ``impl`` names kernels.
+        ``weights``: "fast" keeps a byte a weight code in memory, "small" 1 to 4 bits packed; ``impl`` names kernels.
         """
         rows = prepared(self.params, self.known, weights)
 
         @jax.jit
         def run(rows: Any, qstate: Mapping[str, State], images: jax.Array) -> jax.Array:
-            return self.model.forward(rows, images, integer_dot(self.plan, qstate, impl=impl))
+            return self.model.forward(rows, images, integer_dot(self.plan, qstate, impl=impl, count=weights == "small"))
 
         return lambda images: run(rows, self.qstate, jax.numpy.asarray(images))
 

@@ -55,13 +55,16 @@ def integer_dot(
     qstate: Mapping[str, State],
     *,
     impl: str = "auto",
+    count: bool = False,
     tape: MutableMapping[str, Way] | None = None,
 ) -> Dot:
     """The dot of a frozen model: products of integers wherever both operands are quantised to at most 8 bits.
 
     ``plan`` and ``qstate`` are of the activations (what ``freeze`` leaves), weights are :class:`Rows` (``prepared``) or
-    packed. ``impl`` names the kernels' implementation. What cannot be multiplied as integers is multiplied in float32
-    after fake quantisation; ``tape``, if given, is told for every site how it was computed and why.
+    packed. ``impl`` names the kernels' implementation. With ``count`` products of one-bit activations with each other
+    count bits, as those with ``Rows`` of words do; else their signs are int8, which multiply faster. What cannot be
+    multiplied as integers is multiplied in float32 after fake quantisation; ``tape``, if given, is told for every site
+    how it was computed and why.
     """
     plain = packed_dot(quantized(plan, qstate))
 
@@ -78,7 +81,7 @@ def integer_dot(
                 x if isinstance(x, Rows) else q.encode(qstate[f"{site}.{role}"], x, letters)  # type: ignore[union-attr]
                 for q, (role, x), letters in zip((qa, qb), operands.items(), (left, right), strict=True)
             ]
-            y, way = _product(codes, (qa, qb), order, (left, right), impl)
+            y, way = _product(codes, (qa, qb), order, (left, right), impl, count)
         else:
             y, way = None, f"float: {why}"
         if tape is not None:
@@ -111,7 +114,7 @@ def _unfit(quantizer: Quantizer | None, x: Any) -> str:
 
 
 def _product(
-    operands: list[Any], quantizers: tuple[Any, Any], order: Order, letters: tuple[str, str], impl: str
+    operands: list[Any], quantizers: tuple[Any, Any], order: Order, letters: tuple[str, str], impl: str, count: bool
 ) -> tuple[jax.Array | None, Way]:
     """The product [shared left right] in float32 and how it was computed; None where scales prevent it.
 
@@ -133,9 +136,9 @@ def _product(
         codes = Integers.of(b, quantizers[1].bits)
         codes = codes._replace(codes=jax.lax.optimization_barrier(codes.codes))
         right = _turned(_left(codes, order, order.right, letters[1], parts))
-    signs = right.form == "words" or (not isinstance(b, Rows) and quantizers[1].bits == 1 and b.zero is None)
+    signs = not isinstance(b, Rows) and quantizers[1].bits == 1 and b.zero is None
     k = left.codes.shape[-1]
-    if signs and quantizers[0].bits == 1:
+    if quantizers[0].bits == 1 and (right.form == "words" or (count and signs)):
         y, way = _binary(left, right, k, "xnor" if a.zero is None else "and", impl), "binary"
     else:
         y, way = _affine(left, right, k, impl)

@@ -55,13 +55,15 @@ class Rows(Encoded):
     def of(cls, packed: Packed, operand: Operand, weights: Weights = "fast") -> "Rows | Packed":
         """The packed weight as rows; as it is where it has more than 8 bits, or a scale for every index summed over.
 
-        ``weights``: "fast" keeps a byte a code, but for signs; "small" keeps 2, 3 and 4 bits packed.
+        ``weights``: "fast" keeps a byte a code, which multiplies fastest everywhere; "small" keeps 1 to 4 bits as bits.
         """
         letters, summed = operand.letters, axes.ordered(operand.contracted, operand.letters)
         if packed.bits > WIDEST:
             return packed
         codes, scale, zero = (None if x is None else np.asarray(x) for x in packed.codes()[:3])
-        form: Form = "words" if zero is None else "packed" if weights == "small" and packed.bits in PACKED else "int8"
+        form: Form = "int8"
+        if weights == "small" and (zero is None or packed.bits in PACKED):
+            form = "words" if zero is None else "packed"
         values, zero = _values(codes, zero, packed.bits, form)
         spread = [
             None if a is None else _rows(np.broadcast_to(a, packed.shape), letters, summed) for a in (scale, zero)

@@ -25,7 +25,7 @@ ROWS = {  # method, its options, how linear products are computed
     "igq 6 static": ("igq", {"bits": 6, "linear": "sorted"}, {"groups", "int8"}),
     "liu21 6": ("liu21", {"bits": 6, "rounds": 0}, {"int8"}),
     "vvtq 4": ("vvtq", {"bits": 4}, {"int8"}),
-    "bivit 1": ("bivit", {}, {"binary", "float"}),  # patch embedding and head are float
+    "bivit 1": ("bivit", {}, {"int8", "float"}),  # patch embedding and head are float
 }
 
 

@@ -26,7 +26,7 @@ def int8_matmul(
     bias: Float32[Array, " n"] | None = None,
 ) -> Float32[Array, "g m n"]:
     """The product, as :func:`~jvq.kernels.int8_matmul.int8_matmul` says."""
-    (g, m, k), (gw, n, _) = x.shape, w.shape
+    (g, m, k), n = x.shape, w.shape[1]
     if x_zero is not None and w_sum is None:  # a row of ones behind x: reading w once more takes longer
         x = jnp.concatenate([x, jnp.ones((g, 1, k), jnp.int8)], axis=1)
         sums = _product(x, w)
