@@ -1,7 +1,7 @@
 """jvq: quantisation of Vision Transformers in JAX, from 8 bits down to 1.
 
 The seam is :func:`jvq.float_dot` and its relatives; a recipe names quantisers by address, ``resolve`` makes it a plan,
-``calibrate`` finds the state, ``freeze`` packs the weights.
+``calibrate`` finds the state, ``freeze`` packs the weights, ``integer_dot`` multiplies integers, ``jvq.export`` saves.
 """
 
 from jvq.core.calibrate import calibrate
@@ -10,6 +10,7 @@ from jvq.core.freeze import freeze
 from jvq.core.packed import Packed
 from jvq.core.quantizer import Codes, Quantizer, State
 from jvq.core.recipe import Operand, Plan, Recipe, resolve, sites
+from jvq.integer import integer_dot, prepared
 from jvq.models import Model, build
 from jvq.models.weights import Checkpoint, open_weights
 from jvq.quantizers import Dynamic, Grouped, Learned, Signs, Steps, Ternary, Uniform
@@ -38,9 +39,11 @@ __all__ = [
     "calibrate",
     "float_dot",
     "freeze",
+    "integer_dot",
     "open_weights",
     "packed_dot",
     "perturbed",
+    "prepared",
     "quantized",
     "recording",
     "resolve",

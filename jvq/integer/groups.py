@@ -94,11 +94,12 @@ def _static(
     order = layout.images + layout.rows + layout.channels
     flat = whole.codes.transpose(axes.indices(order, letters)).reshape(b, m, k)
     assert whole.zero is not None
-    pair = [
-        jnp.broadcast_to(t, codes.codes.shape).transpose(axes.indices(order, letters)).reshape(b, m, k)[:, 0]
-        for t in (whole.scale, whole.zero)
-    ]
-    scales, group = _distinct(*pair, quantizer.groups)
+
+    def channels(t: jax.Array) -> jax.Array:
+        whole = jnp.broadcast_to(t, codes.codes.shape)
+        return whole.transpose(axes.indices(order, letters)).reshape(b, m, k)[:, 0]
+
+    scales, group = _distinct(channels(whole.scale), channels(whole.zero), quantizer.groups)
     return group_matmul(flat, group, rows.int8()[0], scale=scales[0], zero=scales[1], ladder=False, impl=impl, **weight)
 
 

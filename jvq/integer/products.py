@@ -191,8 +191,8 @@ def _left(x: Integers, order: Order, free: str, letters: str, parts: int) -> Sid
         return jnp.moveaxis(t.reshape(m, parts, k // parts), 1, 0)
 
     codes, scale, zero, offset = (flat(t) for t in x)
-    first = [None if t is None else t[..., :1] for t in (scale, zero, offset)]
-    return Side(codes, *first)
+    zero, offset = (None if t is None else t[..., :1] for t in (zero, offset))
+    return Side(codes, scale[..., :1], zero, offset)
 
 
 def _turned(x: Side) -> Right:
