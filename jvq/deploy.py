@@ -44,13 +44,10 @@ def described(deployment: Deployment) -> str:
     return f"{sum(found.values())} products: {parts}"
 
 
-def compared(deployment: Deployment, images: jax.Array, fake: Any) -> str:
-    """Integer inference beside fake quantisation's outputs for ``images``, in words."""
+def compared(deployment: Deployment, images: jax.Array, fake: jax.Array) -> str:
+    """Integer inference beside fake quantisation's outputs [b ...] for ``images``, in words."""
     got = deployment.integer()(images)
-    apart = [
-        np.abs(np.asarray(x - y)).reshape(len(images), -1).max(axis=1)
-        for x, y in zip(*map(jax.tree.leaves, (got, fake)), strict=True)
-    ]
+    apart = np.abs(np.asarray(got - fake)).reshape(len(images), -1).max(axis=1)
     text = f"{described(deployment)}; outputs differ by {np.median(apart):.1e} (median image)"
     if getattr(deployment.model.spec, "classes", 0):
         same = int((jnp.argmax(got, axis=1) == jnp.argmax(fake, axis=1)).sum())

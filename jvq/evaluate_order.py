@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jvq.core import axes
 from jvq.core.dot import packed_dot, quantized, recording
 from jvq.core.errors import nearest
 from jvq.core.quantizer import Quantizer, State
@@ -102,8 +103,17 @@ def _maps(
     """The chosen maps, and behind their quantisers."""
     soft: dict[str, jax.Array] = {}
     seen: dict[str, jax.Array] = {}
-    inner = recording(seen, lambda a: a in addresses and a in dict(plan))
-    forward(params, x, recording(soft, lambda a: a.endswith(".p"), packed_dot(quantized(dict(plan), qstate, inner))))
+    quantizers = dict(plan)
+    below = packed_dot(quantized(quantizers, qstate))
+
+    def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
+        for (role, y), letters in zip(operands.items(), axes.split(equation)[0], strict=True):
+            address = f"{site}.{role}"
+            if address in addresses and address in quantizers:
+                seen[address] = quantizers[address].apply(qstate[address], y, letters)
+        return below(site, equation, **operands)
+
+    forward(params, x, recording(soft, lambda a: a.endswith(".p"), dot))
     for address in addresses:
         if address not in soft:
             raise ValueError(f"{address} is no attention map of the model{nearest(address, soft)}")

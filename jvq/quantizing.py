@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jvq import accounting, deploy, evaluate_maps, inspection
@@ -82,7 +83,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     }
     with stages.stage("deploy"):
         deployment = Deployment.of(main_model, main.plan, fitted.qstate, main_known, protocol)
-        protocol["integer inference"] = deploy.compared(deployment, batch, fake)
+        protocol["integer inference"] = deploy.compared(deployment, batch, jax.tree.leaves(fake)[0])  # maps, features
         save(deployment, workdir / PACKED)
     return {
         "seconds": stages.seconds,

@@ -307,7 +307,7 @@ def test_the_process_runs_and_writes_a_report(root, tmp_path):
     assert found["data"]["images"] == 5
     assert found["command"].startswith("python -m jvq.main --config")
     assert found["schema"] == report.SCHEMA
-    assert sorted(os.listdir(tmp_path / "work")) == ["report.json", "report.md"]
+    assert sorted(os.listdir(tmp_path / "work")) == ["packed.safetensors", "report.json", "report.md"]
 
 
 @pytest.mark.parametrize(("asked", "told"), [([], False), (["--verbosity=0"], True)])

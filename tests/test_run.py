@@ -15,6 +15,7 @@ from jvq import opening, rows, run, stages, training
 from jvq.config import config, typed
 from jvq.core.recipe import sites
 from jvq.evaluate import Predictions, score
+from jvq.export import load
 from jvq.methods import igq, minmax
 from jvq.models import build
 from jvq.models.weights import Checkpoint, open_weights, save
@@ -79,12 +80,13 @@ def test_the_report_has_the_promised_keys(ran):
     assert {"python", "jvq", "jax", "jaxlib", "flax", "numpy", "grain"} == set(report["versions"])
     assert report["versions"]["jax"] == jax.__version__
     assert "cpu" in report["device"]
-    assert list(report["seconds"]) == ["load", "evaluate", "fit", "freeze", "check", "sites", "draw"]
+    assert list(report["seconds"]) == ["load", "evaluate", "fit", "freeze", "check", "sites", "draw", "deploy"]
     assert all(seconds >= 0 for seconds in report["seconds"].values())
     assert set(report["model"]) == {"name", "architecture", "parameters", "spec"}
     assert report["data"] == {"name": "npz", "split": "test", "images": 70, "skipped": []}
     assert report["protocol"].items() >= igq.protocol(igq.Options(**QUICK)).items()
     assert {"rules", "calibration", "packed against fake quantisation"} <= set(report["protocol"])
+    assert "groups" in report["protocol"]["integer inference"]
     assert report["warnings"] == []
 
 
@@ -147,7 +149,19 @@ def test_what_is_written_is_what_comes_back_and_nothing_else(ran):
     report, workdir = ran
     assert strictly(workdir / "report.json") == json.loads(json.dumps(report))
     assert (workdir / "report.md").read_text() == markdown(report)
-    assert sorted(p.name for p in workdir.iterdir()) == ["groups.png", "report.json", "report.md"]
+    assert sorted(p.name for p in workdir.iterdir()) == ["groups.png", "packed.safetensors", "report.json", "report.md"]
+
+
+def test_the_packed_model_that_is_written_is_the_row_of_the_table(ran, root):
+    report, workdir = ran
+    found = load(workdir / "packed.safetensors")
+    with np.load(root / "test.npz") as test:
+        images, labels = test["images"], test["labels"]
+    prepared = jnp.asarray((images[..., None] / 255 - 0.5) / 0.25, jnp.float32)
+    row = next(row for row in report["rows"] if row["name"] == "igq")
+    right = [np.asarray(run(prepared)).argmax(axis=1) == labels for run in (found.forward, found.integer())]
+    assert all(abs(some.mean() - row["top1"]) <= 1.01 / len(labels) for some in right), "a code on the edge of two"
+    assert (right[0] != right[1]).sum() <= 1
 
 
 def test_the_markdown_holds_the_same_numbers(ran):
