@@ -59,6 +59,7 @@ CASES = (
     case("ladder", (2, 6, 40), 6, bits=4, ladder=True),
     case("ladder of seven bits, filled up", (1, 6, 40), 3, bits=7, ladder=True, padding=1),
     case("rows", (2, 37, 9), bits=4, along="n"),
+    case("rows of many channels", (2, 3, 150), bits=4, along="n"),
     case("rows of a map", (2, 70, 35), bits=4, along="n", nonnegative=True),
     case("channels from 0, ladder", (2, 35, 20), bits=4, nonnegative=True, ladder=True),
     real("ViT-B fc1", (1, 197, 768)),

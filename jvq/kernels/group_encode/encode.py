@@ -9,7 +9,7 @@ from jaxtyping import Array, Int8, Int32
 
 from jvq.core.errors import nearest
 from jvq.kernels import choosing
-from jvq.kernels.group_encode import pallas_tpu, ref, xla
+from jvq.kernels.group_encode import pallas_gpu, pallas_tpu, ref, xla
 
 ALONG = ("d", "n")
 DISTANCES = ("squared", "absolute")
@@ -18,6 +18,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "ref": ref.group_encode,
     "xla": xla.group_encode,
     "pallas_tpu": pallas_tpu.group_encode,
+    "pallas_gpu": pallas_gpu.group_encode,
 }
 
 
