@@ -7,6 +7,7 @@ Every run that quantises one model writes such a file. ``--onnx`` writes QDQ for
 form that runs without this package; both refuse what they cannot express.
 """
 
+import logging
 import sys
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from absl import app, flags
 
 from jvq import accounting, export
 from jvq.export import Deployment
-from jvq.integer.rows import WEIGHTS
+from jvq.integer.rows import WEIGHTS, Weights
 
 FLAGS = flags.FLAGS
 if __name__ == "__main__":
@@ -37,9 +38,9 @@ if __name__ == "__main__":
     flags.DEFINE_enum("platform", "cpu", ["cpu", "cuda", "tpu"], "what the latter is compiled for")
 
 
-def described(deployment: Deployment) -> str:
+def described(deployment: Deployment, weights: Weights = "fast") -> str:
     """How the products are computed, in words: ``32 products: 20 groups, 12 int8``."""
-    found = Counter(deployment.ways().values())
+    found = Counter(deployment.ways(weights).values())
     parts = ", ".join(f"{count} {way}" for way, count in found.most_common())
     return f"{sum(found.values())} products: {parts}"
 
@@ -86,13 +87,15 @@ def main(argv: list[str]) -> None:
 
     deployment = export.load(argv[1])
     for name in ("onnx", "stablehlo"):
-        if (path := getattr(FLAGS, name)) is not None and not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"{name}: {path} cannot be written: its folder does not exist")
+        path = None if getattr(FLAGS, name) is None else Path(getattr(FLAGS, name)).absolute()
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise ValueError(f"{name}: {path} cannot be written: it must be a file in a folder that exists")
+    source = open_source(FLAGS.data, "test", FLAGS.dir) if FLAGS.images else None
     size = accounting.tree_bytes(deployment.params, deployment.qstate)
     rows: dict[str, Any] = {
         "model": f"{deployment.model.architecture}, {deployment.model.image[0]}x{deployment.model.image[1]} pixels",
-        "file": f"{Path(argv[1]).stat().st_size / 1024:.1f} KiB, of which {size / 1024:.1f} KiB weights and state",
-        "in integers": described(deployment),
+        "file": f"{Path(argv[1]).stat().st_size / 1024:.1f} KiB; in memory {size / 1024:.1f} KiB",
+        "in integers": described(deployment, FLAGS.weights),
     }
     if FLAGS.onnx is not None:
         from jvq.export.onnx import save_onnx
@@ -104,8 +107,7 @@ def main(argv: list[str]) -> None:
 
         save_stablehlo(deployment, FLAGS.stablehlo, platform=FLAGS.platform, batch=FLAGS.stablehlo_batch)
         rows["stablehlo"] = FLAGS.stablehlo
-    if FLAGS.images:
-        source = open_source(FLAGS.data, "test", FLAGS.dir)
+    if source is not None:
         drawn = sample(source, Preprocess.from_dict(dict(deployment.preprocess)), min(FLAGS.images, len(source)), 0)
         rows |= evaluate(deployment, drawn.images, drawn.labels)
     table = Table(box=rich.box.SIMPLE_HEAD, show_header=False)
@@ -116,6 +118,7 @@ def main(argv: list[str]) -> None:
 
 def entry() -> None:
     """``python -m jvq.deploy``."""
+    logging.getLogger("jax").setLevel(logging.WARNING)  # else every start tells which accelerators are not there
 
     def guarded(argv: list[str]) -> None:
         try:

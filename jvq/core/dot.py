@@ -146,10 +146,12 @@ def quantized(plan: Mapping[str, Quantizer], qstate: Mapping[str, State], inner:
             quantizer = plan.get(address)
             through[role] = x if quantizer is None else quantizer.apply(qstate[address], x, axis)
             if quantizer is not None and quantizer.bits == 1:
-                scale = jax.lax.stop_gradient(quantizer.encode(qstate[address], x, axis).scale)
-                if outside(scale, axis, out):
-                    through[role] = _steps(through[role], scale)
-                    factors.append(onto(scale, axis, out))
+                codes = quantizer.encode(qstate[address], x, axis)
+                # of signs an offset is a whole number of steps, of others it is any number
+                if outside(codes.scale, axis, out) and (codes.offset is None or codes.zero is None):
+                    unit = jax.lax.stop_gradient(jnp.where(codes.scale > 0, codes.scale, 1.0))
+                    through[role] = _steps(through[role], unit)
+                    factors.append(onto(unit, axis, out))
         y = inner(site, equation, **through)
         for factor in factors:
             y = y * factor.astype(y.dtype)
@@ -177,5 +179,4 @@ def onto(scale: jax.Array, letters: str, out: str) -> jax.Array:
 
 def _steps(x: jax.Array, scale: jax.Array) -> jax.Array:
     """Multiples of ``scale`` as whole numbers in the dtype of ``x``; the gradient is that of the division."""
-    wide = x.astype(jnp.float32) * (1.0 / jnp.where(scale > 0, scale, 1.0))
-    return round_ste(wide).astype(x.dtype)
+    return round_ste(x.astype(jnp.float32) * (1.0 / scale)).astype(x.dtype)

@@ -69,8 +69,8 @@ class Deployment:
 
         return lambda images: run(rows, self.qstate, jax.numpy.asarray(images))
 
-    def ways(self) -> dict[str, Way]:
+    def ways(self, weights: Weights = "fast") -> dict[str, Way]:
         """How each product is computed in integers, by site, or why it is not."""
-        rows = prepared(self.params, self.known)
+        rows = prepared(self.params, self.known, weights)
         image = jax.ShapeDtypeStruct((1, *self.model.image), "float32")
-        return ways(self.model.forward, rows, self.plan, self.qstate, image)
+        return ways(self.model.forward, rows, self.plan, self.qstate, image, count=weights == "small")

@@ -63,7 +63,7 @@ class Held:
     """Rows whose codes of less than 8 bits, which products read as bytes, are bit planes in the file."""
 
     planes: Any  # of the packed weight
-    zero: Any  # of the packed weight, where the rows have it taken off; else None
+    zero: Any  # of the packed weight, where the rows have it taken off; else None, as of signs
     rest: Rows  # without codes
 
     @classmethod
@@ -75,7 +75,10 @@ class Held:
         """The rows with their codes, int8 [p n k]."""
         letters, summed, shape = self.rest.letters, self.rest.summed, self.rest.shape
         codes = unpack_bits(self.planes, shape[0])
-        codes = codes if self.zero is None else codes - self.zero
+        if self.zero is not None:
+            codes = codes - self.zero
+        elif self.rest.zero is None:  # none to begin with: signs
+            codes = 2 * codes - 1
         kept = "".join(a for a in letters if a not in summed)
         n = math.prod(shape[i] for i in axes.indices(kept, letters))
         codes = codes.transpose(axes.indices(kept + summed, letters)).reshape(n, self.rest.parts, -1)
@@ -111,8 +114,8 @@ def save_stablehlo(
     """Writes the deployment to ``path`` for a platform, whole or not at all; for any batch unless one is named.
 
     Products are XLA's on every platform: what our own kernels compile to is not part of StableHLO. ``ValueError``: a
-    platform that is none, a batch below 1, a folder that is not there, and where no batch is named a kernel that
-    computes otherwise for more rows (groups, signs times signs), unless ``integers`` is off.
+    platform that is none, a batch below 1, a folder that is not there, and where no batch is named a product that
+    asks how many images there are.
     """
     path = Path(path)
     if platform not in PLATFORMS:

@@ -95,10 +95,12 @@ def integer_dot(
     return dot
 
 
-def ways(forward: Forward, params: Any, plan: Mapping[str, Quantizer], qstate: Any, images: Any) -> dict[str, Way]:
-    """How each product of the model is computed, by site, from an abstract trace."""
+def ways(
+    forward: Forward, params: Any, plan: Mapping[str, Quantizer], qstate: Any, images: Any, *, count: bool = False
+) -> dict[str, Way]:
+    """How each product of the model is computed, by site, from an abstract trace; ``count`` as in ``integer_dot``."""
     tape: dict[str, Way] = {}
-    jax.eval_shape(lambda p, s, x: forward(p, x, integer_dot(plan, s, tape=tape)), params, qstate, images)
+    jax.eval_shape(lambda p, s, x: forward(p, x, integer_dot(plan, s, count=count, tape=tape)), params, qstate, images)
     return tape
 
 

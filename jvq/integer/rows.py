@@ -150,9 +150,10 @@ class Integers(NamedTuple):
 
     @classmethod
     def of(cls, codes: Codes, bits: int) -> "Integers":
-        """The codes, of at most 8 bits, as int8. Signs become -1 and 1."""
+        """The codes, of at most 8 bits, as int8. Signs become -1 and 1, and their offset, whole steps, a zero point."""
         if codes.zero is None:
-            return cls((2 * codes.codes - 1).astype(jnp.int8), codes.scale, None, codes.offset)
+            zero = None if codes.offset is None else jnp.round(-codes.offset / codes.scale).astype(jnp.int32)
+            return cls((2 * codes.codes - 1).astype(jnp.int8), codes.scale, zero, None)
         if bits < WIDEST:
             return cls(codes.codes.astype(jnp.int8), codes.scale, codes.zero, codes.offset)
         return cls((codes.codes - SHIFT).astype(jnp.int8), codes.scale, codes.zero - SHIFT, codes.offset)

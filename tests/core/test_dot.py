@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jvq.core.dot import Dot, dropping, float_dot, packed_dot, perturbed, quantized, recording
+from jvq.core import axes
+from jvq.core.dot import Dot, dropping, float_dot, lowered, onto, outside, packed_dot, perturbed, quantized, recording
 from jvq.core.packed import Packed
 from jvq.core.quantizer import Codes
-from jvq.quantizers import Uniform
+from jvq.quantizers import Learned, ShiftedSigns, Signs, Steps, Uniform
 
 X = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
 W1 = np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
@@ -181,3 +182,162 @@ def test_dropping_takes_whole_products_of_single_images_and_keeps_the_mean(rng):
         np.testing.assert_allclose(found[site][~dropped], plain[~dropped] / 0.75, rtol=1e-6)
         assert abs(dropped.mean() - 0.25) < 0.03
     assert (gone["a"] != gone["b"]).any()
+
+
+SIZES = dict(zip("bhmnqkdeso", (2, 3, 2, 3, 4, 6, 8, 4, 3, 5), strict=True))
+VALUES, WINDOWS = "bhqk,bhke->bhqe", "bmnd,dshe->bmnshe"
+MEAN, LEARNED = Signs(scale="mean", keep="o"), Signs(scale="learned")
+ONE_BIT = {  # equation, quantisers of its operands, and what of them is signs or steps without a scale inside
+    "signs": (EQUATION, Signs(), MEAN, "ab"),
+    "learned scale": (EQUATION, LEARNED, MEAN, "ab"),
+    "a scale an image": (EQUATION, Signs(scale="mean"), Signs(scale="mean", centred=True), "ab"),
+    "fixed scale": (EQUATION, Signs(smooth=False, size=0.3), MEAN, "ab"),
+    "8-bit inputs": (EQUATION, Uniform(8), MEAN, "b"),
+    "one bit with a zero point": (EQUATION, Uniform(1), Uniform(1, "o"), "ab"),
+    "learned, one bit": (EQUATION, Learned(1, signed=False), Uniform(4, "o"), "a"),
+    "scale a channel": (EQUATION, Signs(scale="learned", keep="d"), MEAN, "b"),
+    "scale of a row": (EQUATION, LEARNED, Signs(scale="mean", keep="d"), "a"),
+    "one key for all heads": ("bhqd,bkd->bhqk", Signs(scale="learned", keep="h"), Signs(scale="mean"), "ab"),
+    "windows": (WINDOWS, LEARNED, Signs(scale="mean", keep="she"), "ab"),
+    "other order": ("bnd,dehs->bnshe", LEARNED, Signs(scale="mean", keep="ehs"), "ab"),
+    "steps": (VALUES, Steps(keep="h"), Signs(scale="learned", keep="h"), "ab"),
+    "shifted signs": (VALUES, ShiftedSigns(keep="h"), Signs(scale="learned", keep="h"), "ab"),
+}
+
+
+def drawn(rng, equation, quantizers):
+    """The operands a and b of an equation, and the state of each; an attention map is positive."""
+    (left, right), _ = axes.split(equation)
+    found = []
+    for letters, q in zip((left, right), quantizers, strict=True):
+        x = rng.normal(0.05, 0.7, [SIZES[i] for i in letters])
+        x = jnp.asarray(np.abs(x) if letters == "bhqk" else x, jnp.float32)
+        spread = {
+            n: s * jnp.asarray(rng.uniform(0.5, 1.5, s.shape), jnp.float32) for n, s in q.init(x, letters).items()
+        }
+        found.append((x, spread if isinstance(q, Signs | Steps | ShiftedSigns) else q.init(x, letters)))
+    return found
+
+
+@pytest.mark.parametrize("name", ONE_BIT)
+def test_scales_of_one_bit_multiply_the_product_and_nothing_else_changes(rng, name):
+    """Against the product of what the quantisers give: values, and gradients of operands and scales."""
+    equation, qa, qb, bare = ONE_BIT[name]
+    (left, right), out = axes.split(equation)
+    (a, sa), (b, sb) = drawn(rng, equation, (qa, qb))
+    upstream = jnp.asarray(rng.normal(size=[SIZES[i] for i in out]), jnp.float32)
+    plan = {"s.a": qa, "s.b": qb}
+
+    def ours(a, sa, b, sb):
+        tape = {}
+        dot = quantized(plan, {"s.a": sa, "s.b": sb}, recording(tape, everything))
+        y = dot("s", equation, a=a, b=b)
+        return (y * upstream).sum(), (y, tape)
+
+    def plain(a, sa, b, sb):
+        through = {"s.a": qa.apply(sa, a, left), "s.b": qb.apply(sb, b, right)}
+        y = jnp.einsum(equation, *through.values())
+        return (y * upstream).sum(), (y, through)
+
+    @jax.jit
+    def both(*arguments):
+        return [jax.grad(f, argnums=(0, 1, 2, 3), has_aux=True)(*arguments) for f in (ours, plain)]
+
+    (got, (y, inside)), (want, (reference, through)) = both(a, sa, b, sb)
+    np.testing.assert_allclose(y, reference, rtol=0, atol=1e-6 * np.abs(reference).max())
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(g, w, rtol=0, atol=1e-5 * max(np.abs(w).max(), 1e-3))
+    assert all(np.abs(want[i]).max() > 0 for i in (0, 2))
+    for role in "ab":
+        if role in bare:
+            np.testing.assert_array_equal(inside[f"s.{role}"], np.round(inside[f"s.{role}"]))
+        else:
+            np.testing.assert_array_equal(inside[f"s.{role}"], through[f"s.{role}"])
+
+
+def signs_of(x) -> np.ndarray:
+    return np.where(np.asarray(x, np.float64) >= 0, 1, -1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "packed"),
+    [("float32", False), ("bfloat16", False), ("lowered", False), ("float32", True), ("lowered", True)],
+)
+def test_balanced_signs_give_exact_zeros_and_sums_their_own_sign(rng, kind, packed):
+    """Counted as whole numbers; float32 sums of 22 times +-scale leave something of either sign instead."""
+    dtype = jnp.bfloat16 if kind == "bfloat16" else jnp.float32
+    x, w = (jnp.asarray(rng.normal(size=s), dtype) for s in ((2, 32, 22), (22, 16)))
+    plan, state = {"s.x": LEARNED, "s.w": MEAN}, {"s.x": {"scale": jnp.float32(0.1234567)}, "s.w": {}}
+    second = w
+    if packed:
+        second = Packed.of(MEAN.encode({}, w, "do"), 1)
+        del plan["s.w"]
+    inner = lowered(jnp.bfloat16) if kind == "lowered" else float_dot
+    run = jax.jit(lambda x, w: packed_dot(quantized(plan, state, inner))("s", EQUATION, x=x, w=w))
+    got = run(x, second)
+    assert got.dtype == dtype
+    sums = signs_of(x) @ signs_of(w)
+    assert (sums == 0).sum() > 50
+    np.testing.assert_array_equal(np.sign(np.asarray(got, np.float64)), np.sign(sums))
+    scale = 0.1234567 * np.abs(np.asarray(w, np.float64)).mean(axis=0)
+    np.testing.assert_allclose(np.asarray(got, np.float64), scale * sums, rtol=2e-2 if kind == "bfloat16" else 1e-6)
+
+
+PACKED = {  # quantiser of a weight "do"; whether its scale multiplies the product
+    "signs": (MEAN, True),
+    "signs, one scale": (Signs(scale="mean"), True),
+    "a scale a row": (Signs(scale="mean", keep="d"), False),
+    "with a zero point": (Uniform(1, "o"), False),
+    "4 bits": (Uniform(4, "o"), False),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_signs_go_on_without_their_scale(name):
+    quantizer, bare = PACKED[name]
+    leaf = Packed.of(quantizer.encode(quantizer.init(J1, "do"), J1, "do"), quantizer.bits)
+    tape = {}
+    got = packed_dot(recording(tape, everything))("s", EQUATION, x=JX, w=leaf)
+    value = np.asarray(leaf.unpack(), np.float64)
+    np.testing.assert_allclose(got, X @ value, atol=1e-5)
+    np.testing.assert_array_equal(tape["s.w"], signs_of(W1) if bare else leaf.unpack())
+
+
+ONTO = [("bhqd", "bhqk"), ("bkd", "bhqk"), ("dshe", "bmnshe"), ("dehs", "bnshe"), ("dshe", "sbnhe"), ("kqd", "qk")]
+
+
+@pytest.mark.parametrize(("letters", "out"), ONTO)
+def test_a_scale_is_laid_on_the_axes_of_the_product(rng, letters, out):
+    kept = [i for i in letters if i in out]
+    for with_scale in itertools.chain.from_iterable(itertools.combinations(kept, n) for n in range(len(kept) + 1)):
+        scale = jnp.asarray(rng.uniform(1, 2, [SIZES[i] if i in with_scale else 1 for i in letters]), jnp.float32)
+        assert outside(scale, letters, out)
+        laid = np.asarray(onto(scale, letters, out))
+        assert laid.shape == tuple(SIZES[i] if i in with_scale else 1 for i in out)
+        for at in np.ndindex(*laid.shape):
+            own = dict(zip(out, at, strict=True))
+            assert laid[at] == scale[tuple(own.get(i, 0) for i in letters)]
+    summed = next(i for i in letters if i not in out)
+    assert not outside(jnp.ones([2 if i == summed else 1 for i in letters]), letters, out)
+
+
+def test_weights_that_are_all_zero_give_zeros(rng):
+    """Their mean magnitude is 0: no division by it."""
+    dot = quantized({"s.w": MEAN}, {"s.w": {}})
+    value, grad = jax.value_and_grad(lambda x, w: dot("s", EQUATION, x=x, w=w).sum(), argnums=(0, 1))(JX, 0 * J1)
+    assert value == 0
+    assert all(np.isfinite(g).all() for g in grad)
+
+
+def test_weights_that_are_all_zero_have_the_gradient_of_the_plain_formula():
+    dot = quantized({"s.w": MEAN}, {"s.w": {}})
+    got = jax.grad(lambda w: dot("s", EQUATION, x=JX, w=w).sum())(0 * J1)
+    want = jax.grad(lambda w: jnp.einsum(EQUATION, JX, MEAN.apply({}, w, "do")).sum())(0 * J1)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_one_bit_with_a_learned_offset_is_left_alone():
+    quantizer = Learned(1, signed=False, offset=True)
+    state = quantizer.init(JX, "bnd")
+    got = quantized({"s.x": quantizer}, {"s.x": state})("s", EQUATION, x=JX, w=J1)
+    np.testing.assert_allclose(got, jnp.einsum(EQUATION, quantizer.apply(state, JX, "bnd"), J1), atol=1e-5)

@@ -45,6 +45,9 @@ FAMILIES = {
 }
 
 
+BATCHES = (1, 3, 5)
+
+
 def in_process(deployment, images, integers=True):
     """The logits of the jitted model, weights as arguments."""
     model, params = deployment.model, deployment.params
@@ -68,7 +71,7 @@ def unchecked_sizes(monkeypatch):
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
+    return np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -112,21 +115,59 @@ def header_of(path):
         return f.metadata(), {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
 
 
-def test_the_file_gives_the_models_logits_to_the_bit_at_any_batch(exported, uniform, images):
-    run = load_stablehlo(exported)
-    for batch in (1, 3):
-        expected = in_process(uniform, images[:batch])
+def module_text(path):
+    return jax.export.deserialize(bytearray(header_of(path)[1]["model"].tobytes())).mlir_module()
+
+
+def same_at_any_batch(run, deployment, images):
+    for batch in BATCHES:
+        expected = in_process(deployment, images[:batch])
+        assert np.isfinite(expected).all()
         assert np.ptp(expected) > 0
         np.testing.assert_array_equal(run(images[:batch]), expected)
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "uniform"])
-def test_every_family_comes_back_to_the_bit(family, deployments, images, tmp_path):
-    save_stablehlo(deployments[family], tmp_path / "a.safetensors", batch=3)
-    expected = in_process(deployments[family], images)
-    assert np.isfinite(expected).all()
+def test_the_file_gives_the_models_logits_to_the_bit_at_any_batch(exported, uniform, images):
+    same_at_any_batch(load_stablehlo(exported), uniform, images)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("uniform", "dynamic")])
+def test_every_family_comes_back_to_the_bit_at_any_batch(family, deployments, images, tmp_path):
+    save_stablehlo(deployments[family], tmp_path / "a.safetensors")
+    same_at_any_batch(load_stablehlo(tmp_path / "a.safetensors"), deployments[family], images)
+
+
+def test_a_scale_for_each_image_of_the_head_comes_back_to_the_bit(deployments, images, tmp_path):
+    subject = deployments["dynamic"]
+    save_stablehlo(subject, tmp_path / "a.safetensors", batch=5)
+    expected = in_process(subject, images)
     assert np.ptp(expected, axis=0).min() > 0
     np.testing.assert_array_equal(load_stablehlo(tmp_path / "a.safetensors")(images), expected)
+
+
+def test_images_that_are_multiplied_one_by_one_are_any_number(deployments, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("jvq.kernels.group_matmul.xla.CACHED", 0)
+    save_stablehlo(deployments["grouped"], tmp_path / "a.safetensors")
+    assert "stablehlo.while" in module_text(tmp_path / "a.safetensors")
+    same_at_any_batch(load_stablehlo(tmp_path / "a.safetensors"), deployments["grouped"], images)
+
+
+def test_bits_are_counted_at_any_batch(deployments, images):
+    subject = deployments["binary"]
+    rows = prepared(subject.params, subject.known, "small")
+
+    @jax.jit
+    def run(rows, images):
+        dot = integer_dot(subject.plan, subject.qstate, impl="xla", count=True)
+        return subject.model.forward(rows, images, dot)
+
+    size = jax.export.symbolic_shape("b, 8, 8, 1")
+    exported = jax.export.export(run)(rows, jax.ShapeDtypeStruct(size, "float32"))
+    assert exported.mlir_module().count("stablehlo.popcnt") > 1
+    for batch in BATCHES:
+        expected = np.asarray(run(rows, images[:batch]))
+        assert np.ptp(expected) > 0
+        np.testing.assert_array_equal(jax.jit(exported.call)(rows, images[:batch]), expected)
 
 
 def test_a_kernel_that_must_know_the_batch_asks_for_one(uniform, tmp_path, monkeypatch):
@@ -140,7 +181,7 @@ def test_a_kernel_that_must_know_the_batch_asks_for_one(uniform, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fake_quantised_products_are_there_too_and_groups_at_any_batch(deployments, images, tmp_path):
+def test_fake_quantised_products_are_there_too(deployments, images, tmp_path):
     subject = deployments["grouped"]
     save_stablehlo(subject, tmp_path / "a.safetensors", integers=False)
     run = load_stablehlo(tmp_path / "a.safetensors")
@@ -150,9 +191,7 @@ def test_fake_quantised_products_are_there_too_and_groups_at_any_batch(deploymen
 
 def test_products_are_of_integers(uniform, saved, tmp_path):
     def products(path):
-        arrays = header_of(path)[1]
-        text = jax.export.deserialize(bytearray(arrays["model"].tobytes())).mlir_module()
-        return [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+        return [line for line in module_text(path).splitlines() if "stablehlo.dot_general" in line]
 
     assert all("i32>" in line.split("->")[-1] for line in products(saved))
     save_stablehlo(uniform, tmp_path / "b.safetensors", integers=False)
@@ -162,7 +201,7 @@ def test_products_are_of_integers(uniform, saved, tmp_path):
 def test_a_fixed_batch_is_the_only_one(uniform, images, tmp_path):
     save_stablehlo(uniform, tmp_path / "a.safetensors", batch=2)
     run = load_stablehlo(tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=r"images of shape \(3, 8, 8, 1\), the model wants \(2, 8, 8, 1\)"):
+    with pytest.raises(ValueError, match=r"images of shape \(5, 8, 8, 1\), the model wants \(2, 8, 8, 1\)"):
         run(images)
 
 
@@ -192,10 +231,10 @@ def test_the_header_says_what_the_model_is(uniform, saved):
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize("family", ["uniform", "grouped"])
+@pytest.mark.parametrize("family", ["uniform", "grouped", "binary"])
 def test_other_platforms_are_exported_here_and_run_only_there(platform, family, deployments, tmp_path):
     path = tmp_path / "a.safetensors"
-    save_stablehlo(deployments[family], path, platform=platform, batch=2)
+    save_stablehlo(deployments[family], path, platform=platform)
     _, arrays = header_of(path)
     for name in stablehlo.MODULES:
         assert jax.export.deserialize(bytearray(arrays[name].tobytes())).platforms == (platform,)
@@ -332,6 +371,6 @@ def test_an_embedded_model_comes_back(name, method, tmp_path):
     known = sites(model.forward, params, model.image)
     plan = resolve(METHODS[method](known), known)
     subject = Deployment.of(checkpoint, plan, calibrate(model.forward, params, shown, plan, known), known)
-    save_stablehlo(subject, tmp_path / "a.safetensors", batch=4 if method == "igq" else None)
+    save_stablehlo(subject, tmp_path / "a.safetensors")
     found = load_stablehlo(tmp_path / "a.safetensors")(shown)
     np.testing.assert_array_equal(found, in_process(subject, shown))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jvq.core import axes
+from jvq.core.dot import quantized
 from jvq.core.freeze import freeze
 from jvq.core.recipe import Operand
 from jvq.integer import Rows, integer_dot, prepared
@@ -119,6 +120,21 @@ def test_a_product_is_that_of_the_decoded_codes(rng, name, weights):
     elif expected == "int8" and qb.bits > 1 and name != "heads":  # whose rows are divided further than they are packed
         expected = "packed"
     assert tape["here"].partition(":")[0] == expected
+
+
+@pytest.mark.parametrize("count", [False, True])
+def test_sums_of_shifted_signs_keep_their_exact_zeros(rng, count):
+    """What comes next may be signs again: 1e-8 of either sign in the place of 0 would be decided otherwise."""
+    left, right = ShiftedSigns(keep="h", zero_start="minus_one"), Signs(scale="learned", keep="h")
+    p = jnp.asarray(rng.dirichlet(np.ones(17), size=(4, 2, 6)), jnp.float32)
+    v = jnp.asarray(rng.normal(size=(4, 2, 17, 8)), jnp.float32)
+    plan = {"here.p": left, "here.v": right}
+    state = {"here.p": left.init(p, "bhqk"), "here.v": right.init(v, "bhke")}
+    fake = jax.jit(lambda p, v: quantized(plan, state)("here", VALUES, p=p, v=v))(p, v)
+    got = jax.jit(lambda p, v: integer_dot(plan, state, count=count)("here", VALUES, p=p, v=v))(p, v)
+    assert (fake == 0).sum() > 10
+    np.testing.assert_array_equal(got == 0, fake == 0)
+    np.testing.assert_allclose(got, fake, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "weights"), [case for case in CASES if case[0] in WEIGHTED])

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jvq.core.errors import nearest
 from jvq.kernels.binary_matmul import pallas_gpu, pallas_tpu, ref, xla
@@ -51,7 +50,7 @@ def _checked(x: jax.Array, w: jax.Array, k: int, kind: str) -> tuple[int, ...]:
             wanted = f"[... {'m' if name == 'x' else 'n'} {word_count(k)}]"
             raise ValueError(f"binary_matmul: {name} has shape {list(a.shape)}, but rows of k={k} bits are {wanted}")
     try:
-        return np.broadcast_shapes(x.shape[:-2], w.shape[:-2])
+        return jnp.broadcast_shapes(x.shape[:-2], w.shape[:-2])  # not NumPy's: a size may be symbolic
     except ValueError:
         shapes = f"{list(x.shape)} and {list(w.shape)}"
         raise ValueError(f"binary_matmul: leading axes of x and w do not fit: {shapes}") from None

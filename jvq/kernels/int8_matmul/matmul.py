@@ -70,7 +70,7 @@ def _check(x: jax.Array, w: jax.Array) -> None:
         raise ValueError(f"int8_matmul: the sum over k={x.shape[2]} may not fit int32, k is at most {LONGEST}")
 
 
-def _fits(name: str, a: jax.Array | None, dtype: Any, *lengths: tuple[int, ...]) -> None:
+def _fits(name: str, a: jax.Array | None, dtype: Any, *lengths: tuple[Any, ...]) -> None:
     """Raises ``ValueError`` unless a has the dtype and an allowed length along each axis."""
     if a is None:
         return

@@ -51,9 +51,14 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
 def write(arrays: dict[str, np.ndarray], path: Path, header: dict[str, str]) -> None:
     """Writes a safetensors file, whole or not at all."""
     part = path.with_name(path.name + ".part")
-    save_file(arrays, part, header)
-    part.chmod(0o644)  # safetensors leaves the file to its owner alone
-    os.replace(part, path)
+    try:
+        save_file(arrays, part, header)
+        part.chmod(0o644)  # safetensors leaves the file to its owner alone
+        os.replace(part, path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Checkpoint:
