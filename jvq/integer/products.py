@@ -245,6 +245,10 @@ def _binary(left: Side, right: Right, k: int, kind: str, impl: str) -> jax.Array
     total = binary_matmul(pack_words(left.codes > 0), words, k, kind, impl)
     if left.zero is not None:
         total = total - left.zero * right.total()
+    if right.zero is not None:
+        total = total - right.zero * jnp.swapaxes(_sums(left.codes), 1, 2)
+        if left.zero is not None:
+            total = total + k * left.zero * right.zero
     return left.scale * right.scale * total.astype(jnp.float32)
 
 

@@ -60,6 +60,18 @@ PRODUCTS = {  # equation, quantiser of the first and of the second operand, how 
     "learned signs": (LINEAR, Signs(scale="learned"), Signs(scale="mean", keep="o", centred=True), "binary"),
     "sign scores": (SCORES, Signs(scale="learned", keep="h"), Signs(scale="learned", keep="h"), "binary"),
     "steps": (VALUES, Steps(keep="h"), Signs(scale="learned", keep="h"), "binary"),
+    "shifted signs of both": (
+        SCORES,
+        ShiftedSigns(keep="h", zero_start="minus_one"),
+        ShiftedSigns(keep="h", zero_start="minus_one"),
+        "binary",
+    ),
+    "shifted keys": (
+        SCORES,
+        Signs(scale="learned", keep="h"),
+        ShiftedSigns(keep="h", zero_start="minus_one"),
+        "binary",
+    ),
     "shifted signs": (VALUES, ShiftedSigns(keep="h"), Signs(scale="learned", keep="h"), "binary"),
     "signs of 8-bit inputs": (LINEAR, Uniform(8), Signs(scale="mean", keep="o"), "int8"),
     "ternary": (LINEAR, Uniform(4), Ternary(keep="o"), "int8"),

@@ -47,7 +47,7 @@ def terms(
         total = w_sum if zeros is None else w_sum - x.shape[2] * zeros
         if x_zero.shape[1] == 1:
             offset, x_zero, total = x_zero * total, None, None
-    per_row = x_scale.shape[1] > 1
+    per_row = x_scale.shape[1] != 1  # it may be the symbol of any batch
     return Terms(
         scale=_columns(w_scale if per_row else x_scale * w_scale, n),
         row_scale=x_scale if per_row else None,
