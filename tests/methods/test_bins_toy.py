@@ -129,6 +129,8 @@ def test_the_first_quarter_is_the_same_with_and_without():
 def test_the_scales_gradient_factor_matters_under_sgd_and_not_under_adam():
     found = {g: trained(2, gradient=g)["kl"] for g in ("none", "lsq", "l1")}
     assert max(found.values()) < 1.1 * min(found.values()), found  # .1216, .1194, .1197 after 2000 steps
-    sgd = {g: trained(2, gradient=g, rule="sgd")["kl"] for g in ("none", "lsq", "l1")}
-    assert not sgd["none"] < 2 * max(sgd["lsq"], sgd["l1"]), sgd  # 1.03, .119, .121
-    assert np.isfinite([sgd["lsq"], sgd["l1"]]).all()
+    sgd = {g: trained(2, gradient=g, rule="sgd")["kl"] for g in ("lsq", "l1")}
+    assert np.isfinite([*sgd.values()]).all()
+    # without a factor it runs away, at times luckily back: 1.03, 1.07, .97 and on another processor .127, 1.07, .97
+    worse = [not trained(2, gradient="none", rule="sgd", seed=i)["kl"] < 2 * max(sgd.values()) for i in range(3)]
+    assert sum(worse) >= 2, sgd
