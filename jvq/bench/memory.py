@@ -61,6 +61,7 @@ def measure(path: Path) -> int:
         for package in variant.needs:
             importlib.import_module(package)
         jax.block_until_ready(jnp.zeros(()))
+        _forget()  # what importing left behind is no model's
         before = _now()
         what: Any = pickle.load(file)
     run = variant.start(what, job.threads)
