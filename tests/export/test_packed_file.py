@@ -277,7 +277,7 @@ ARRAYS = [  # a name, what becomes of the array, what the line says
 ]
 
 
-@pytest.mark.parametrize(("name", "edit", "says"), ARRAYS, ids=lambda x: str(x)[:30])
+@pytest.mark.parametrize(("name", "edit", "says"), ARRAYS, ids=lambda x: x[:30] if isinstance(x, str) else "")
 def test_arrays_that_do_not_fit_are_one_line(name, edit, says, base, tmp_path):
     arrays = dict(base.arrays)
     x = arrays.pop(name)
