@@ -8,7 +8,6 @@ form that runs without this package; both refuse what they cannot express.
 """
 
 import logging
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,6 +21,7 @@ from absl import app, flags
 from jvq import accounting, export
 from jvq.export import Deployment
 from jvq.integer.rows import WEIGHTS, Weights
+from jvq.mistakes import one_line
 
 FLAGS = flags.FLAGS
 if __name__ == "__main__":
@@ -121,11 +121,8 @@ def entry() -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)  # else every start tells which accelerators are not there
 
     def guarded(argv: list[str]) -> None:
-        try:
+        with one_line(ValueError):
             main(argv)
-        except ValueError as error:
-            print(f"jvq: {' '.join(str(error).split())}", file=sys.stderr)
-            sys.exit(2)
 
     app.run(guarded)
 

@@ -6,10 +6,7 @@ line and exit code 2.
 
 import contextlib
 import logging
-import os
-import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import absl.logging
@@ -17,6 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from jvq.core.errors import nearest
+from jvq.mistakes import one_line
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, e.g. configs/igq_demo.py", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where report and results go; default: the next free runs/NAME")
@@ -108,21 +106,9 @@ def _check_config_path(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """Reads the flags; a config that cannot be loaded, or a key that it lacks, is one line like any other mistake."""
-    with _one_line(Exception):
+    with one_line(Exception, text=_text):
         _check_config_path(argv)
         return flags.FLAGS(argv)
-
-
-@contextlib.contextmanager
-def _one_line(*kinds: type[Exception]) -> Iterator[None]:
-    """Errors of these kinds, which a user can cause, end in one line on stderr and exit code 2."""
-    try:
-        yield
-    except kinds as error:
-        if os.environ.get("JVQ_TRACEBACK"):
-            raise
-        print(f"jvq: {' '.join(_text(error).split())}", file=sys.stderr)
-        sys.exit(2)
 
 
 def _text(error: BaseException) -> str:
@@ -146,7 +132,7 @@ def entry() -> None:
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:  # app.run has made it INFO, and every checkpoint would take a screen
             absl.logging.set_verbosity(absl.logging.WARNING)
-        with _one_line(ValueError):
+        with one_line(ValueError, text=_text):
             main(argv)
 
     app.run(guarded, flags_parser=_parse)

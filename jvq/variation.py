@@ -7,7 +7,6 @@ absolute value in each group: heads for what has heads, else output channels of 
 It scales with the tensor, so the quotient by its mean is shown too, with two measures of outliers.
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from jvq.core import axes
 from jvq.core.calibrate import leaf
 from jvq.core.dot import packed_dot, recording
 from jvq.core.recipe import Forward, Operand, Sites, sites
+from jvq.mistakes import one_line
 
 FLAGS = flags.FLAGS
 if __name__ == "__main__":
@@ -134,11 +134,8 @@ def entry() -> None:
     """``python -m jvq.variation``."""
 
     def guarded(argv: list[str]) -> None:
-        try:
+        with one_line(ValueError):
             main(argv)
-        except ValueError as error:
-            print(f"jvq: {' '.join(str(error).split())}", file=sys.stderr)
-            sys.exit(2)
 
     app.run(guarded)
 

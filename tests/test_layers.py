@@ -37,6 +37,7 @@ BELOW: dict[str, set[str]] = {
     "environment": {"core"},
     "stages": set(),
     "journal": set(),
+    "mistakes": set(),
     "ordering": {"core"},
     "integer": {"core", "kernels"},
     "export": {"core", "quantizers", "models", "kernels", "integer"},

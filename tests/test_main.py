@@ -16,6 +16,7 @@ from absl.testing import flagsaver
 
 from jvq import main, opening, quantizing, report, rows, run, training
 from jvq.core.recipe import sites
+from jvq.mistakes import one_line
 from jvq.models import build
 from jvq.models.weights import Checkpoint, save
 
@@ -82,7 +83,7 @@ def command(root, tmp_path, monkeypatch, capsys):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of ml_collections; ``entry`` does the same
                 left = main._parse(argv)
-            with main._one_line(ValueError):
+            with one_line(ValueError, text=main._text):
                 main.main(left)
             code = 0
         except SystemExit as stop:

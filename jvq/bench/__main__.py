@@ -7,6 +7,8 @@ from pathlib import Path
 
 from absl import app, flags
 
+from jvq.mistakes import one_line
+
 MODELS = flags.DEFINE_list("models", ["vit_b", "deit_t"], "Models: vit_b, deit_t, tiny")
 BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Images of one call, each size on its own")
 ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each variant is timed", lower_bound=1)
@@ -59,13 +61,8 @@ def entry() -> None:
 
     def guarded(argv: list[str]) -> None:
         pin(THREADS.value)
-        try:
+        with one_line(ValueError):
             main(argv)
-        except ValueError as error:
-            if os.environ.get("JVQ_TRACEBACK"):
-                raise
-            print(f"jvq: {' '.join(str(error).split())}", file=sys.stderr)
-            sys.exit(2)
 
     app.run(guarded)
 

@@ -17,7 +17,7 @@ from jvq.core.dot import Dot, float_dot, lowered
 from jvq.core.errors import nearest
 from jvq.core.freeze import freeze
 from jvq.core.quantizer import State
-from jvq.core.recipe import Plan, Sites, resolve
+from jvq.core.recipe import Plan, Sites, path_of, resolve
 from jvq.integer import integer_dot, prepared
 from jvq.methods import bivit, igq, minmax
 from jvq.models import build
@@ -54,7 +54,7 @@ def halved(bed: Bed, plan: Plan, qstate: Mapping[str, State]) -> Prepared:
     paths = {o.path for o in bed.known.values() if o.path is not None}
 
     def narrow(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        multiplied = tuple(str(getattr(k, "key", k)) for k in path) in paths
+        multiplied = path_of(path) in paths
         return leaf.astype(jnp.bfloat16) if multiplied else leaf
 
     return served(bed, jax.tree_util.tree_map_with_path(narrow, bed.params), plan, qstate)

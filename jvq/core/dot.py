@@ -60,14 +60,11 @@ def packed_dot(inner: Dot = float_dot) -> Dot:
         letters, out = axes.split(equation)
         through, factors = {}, []
         for (role, x), axis in zip(operands.items(), letters, strict=True):
-            through[role] = x.unpack() if isinstance(x, Encoded) else x
             if isinstance(x, Packed) and x.zero is None and outside(x.scale, axis, out):
-                through[role] = dataclasses.replace(x, scale=jnp.ones_like(x.scale)).unpack()
                 factors.append(onto(x.scale, axis, out))
-        y = inner(site, equation, **through)
-        for factor in factors:
-            y = y * factor.astype(y.dtype)
-        return y
+                x = dataclasses.replace(x, scale=jnp.ones_like(x.scale))
+            through[role] = x.unpack() if isinstance(x, Encoded) else x
+        return _times(inner(site, equation, **through), factors)
 
     return dot
 
@@ -152,10 +149,7 @@ def quantized(plan: Mapping[str, Quantizer], qstate: Mapping[str, State], inner:
                     unit = jax.lax.stop_gradient(jnp.where(codes.scale > 0, codes.scale, 1.0))
                     through[role] = _steps(through[role], unit)
                     factors.append(onto(unit, axis, out))
-        y = inner(site, equation, **through)
-        for factor in factors:
-            y = y * factor.astype(y.dtype)
-        return y
+        return _times(inner(site, equation, **through), factors)
 
     return dot
 
@@ -175,6 +169,13 @@ def onto(scale: jax.Array, letters: str, out: str) -> jax.Array:
         kept,
         out,
     )
+
+
+def _times(y: jax.Array, factors: list[jax.Array]) -> jax.Array:
+    """The product times scales that were left out of it, one after the other."""
+    for factor in factors:
+        y = y * factor.astype(y.dtype)
+    return y
 
 
 def _steps(x: jax.Array, scale: jax.Array) -> jax.Array:

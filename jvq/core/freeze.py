@@ -8,7 +8,7 @@ import jax
 
 from jvq.core.packed import Packed
 from jvq.core.quantizer import Quantizer, State
-from jvq.core.recipe import Plan, Sites
+from jvq.core.recipe import Plan, Sites, path_of
 
 
 def freeze(
@@ -28,7 +28,7 @@ def freeze(
             packed[path] = (quantizer, qstate[address], known[address].letters)
 
     def replace(path: tuple[Any, ...], leaf: Any) -> Any:
-        there = packed.get(tuple(str(getattr(k, "key", k)) for k in path))
+        there = packed.get(path_of(path))
         if there is None:
             return leaf
         quantizer, state, letters = there

@@ -54,6 +54,11 @@ class Operand:
         return "b" in self.letters
 
 
+def path_of(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The path of a leaf of the parameter tree, as in an :class:`Operand`, from the path that JAX gives."""
+    return tuple(str(getattr(k, "key", k)) for k in path)
+
+
 Sites = Mapping[str, Operand]
 """Address to operand, in the order in which the model multiplies."""
 
@@ -64,7 +69,7 @@ def sites(forward: Forward, params: Any, image: tuple[int, ...]) -> dict[str, Op
 
     def trace(params: Any, images: jax.Array) -> jax.Array:
         leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_encoded)
-        paths = {id(leaf): tuple(str(getattr(k, "key", k)) for k in path) for path, leaf in leaves}
+        paths = {id(leaf): path_of(path) for path, leaf in leaves}
 
         def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
             letters, out = axes.split(equation)

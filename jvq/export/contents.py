@@ -314,7 +314,7 @@ def _tree(packed: Mapping[str, Any], arrays: Arrays, model: Model) -> Any:
     """The parameter tree out of arrays that fit."""
 
     def leaf(path: Any, _: Any) -> Any:
-        name = _name(path)
+        name = leaf_name(path)
         if name not in packed:
             return jnp.asarray(arrays[name])
         planes, scale = arrays[f"{name}.planes"], arrays[f"{name}.scale"]
@@ -333,8 +333,9 @@ def one_line(error: Exception) -> str:
 def flattened(params: Any) -> dict[str, Any]:
     """The leaves of a parameter tree, a Packed one whole, by their paths: ``block00/attn/qkv/kernel``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: isinstance(x, Packed))
-    return {_name(path): x for path, x in leaves}
+    return {leaf_name(path): x for path, x in leaves}
 
 
-def _name(path: Any) -> str:
+def leaf_name(path: Any) -> str:
+    """``block00/attn/qkv/kernel`` for a path in a pytree, as JAX gives it."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -44,6 +44,7 @@ from jvq.core import axes
 from jvq.core.errors import nearest
 from jvq.core.packed import Encoded, Packed, is_encoded, unpack_bits
 from jvq.core.recipe import sites
+from jvq.export.contents import leaf_name
 from jvq.export.deployment import Deployment
 from jvq.integer import Rows, integer_dot, prepared
 from jvq.models.weights.native import write
@@ -127,7 +128,7 @@ def save_stablehlo(
     model = deployment.model
     held = {"params": _held(deployment) if integers else deployment.params, "qstate": dict(deployment.qstate)}
     named, tree = jax.tree_util.tree_flatten_with_path(held)
-    arrays = {_name(keys): np.asarray(leaf) for keys, leaf in named}
+    arrays = {leaf_name(keys): np.asarray(leaf) for keys, leaf in named}
     ready = jax.eval_shape(partial(_unpacked, integers=integers), held)
     form = jax.tree.structure(ready)
 
@@ -243,11 +244,6 @@ def _digest(text: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
         found.update(f"{name} {x.dtype} {x.shape} ".encode())
         found.update(np.ascontiguousarray(x).tobytes())
     return found.hexdigest()
-
-
-def _name(keys: tuple[Any, ...]) -> str:
-    """``params/block00/mlp/fc1/kernel/planes`` for a path in a pytree."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in keys)
 
 
 def _shape(x: np.ndarray) -> jax.ShapeDtypeStruct:

@@ -13,7 +13,7 @@ from jvq.core import axes
 from jvq.core.errors import nearest
 from jvq.core.packed import Encoded, Packed, is_encoded
 from jvq.core.quantizer import Codes
-from jvq.core.recipe import Operand, Sites
+from jvq.core.recipe import Operand, Sites, path_of
 from jvq.kernels.binary_matmul import pack_words, unpack_words
 from jvq.kernels.packed_matmul import pack_rows, unpack_rows
 
@@ -134,7 +134,7 @@ def prepared(params: Any, known: Sites, weights: Weights = "fast") -> Any:
     of: Mapping[Any, Operand] = {o.path: o for o in known.values() if o.path is not None}
 
     def replace(path: tuple[Any, ...], leaf: Any) -> Any:
-        operand = of.get(tuple(str(getattr(k, "key", k)) for k in path))
+        operand = of.get(path_of(path))
         return Rows.of(leaf, operand, weights) if isinstance(leaf, Packed) and operand is not None else leaf
 
     return jax.tree_util.tree_map_with_path(replace, params, is_leaf=is_encoded)

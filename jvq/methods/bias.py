@@ -15,7 +15,7 @@ import numpy as np
 from jvq.core import axes
 from jvq.core.dot import float_dot, packed_dot, quantized
 from jvq.core.quantizer import State
-from jvq.core.recipe import Forward, Plan, Sites, forms
+from jvq.core.recipe import Forward, Plan, Sites, forms, path_of
 
 Corrections = Mapping[str, np.ndarray]
 """By site what is taken off its bias [the bias's shape]."""
@@ -42,7 +42,7 @@ def with_bias_corrections(params: Any, known: Sites, corrections: Corrections) -
     off = {bias_path(known, site): c for site, c in corrections.items()}
 
     def corrected(path: tuple[Any, ...], leaf: Any) -> Any:
-        c = off.get(tuple(str(getattr(k, "key", k)) for k in path))
+        c = off.get(path_of(path))
         return leaf if c is None else leaf - jnp.asarray(c, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(corrected, params)

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jvq.core.calibrate import leaf
-from jvq.core.recipe import Operand, Plan, Sites
+from jvq.core.recipe import Operand, Plan, Sites, path_of
 from jvq.quantizers import Learned
 
 WIDEST = 4  #: bits of the weights whose codes are followed
@@ -42,7 +42,7 @@ def scaled(updates: Any, factors: Mapping[tuple[str, ...], Any]) -> Any:
     """The updates of ``params`` times ``factors``, which are by path; others as they are."""
 
     def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
-        factor = factors.get(tuple(str(getattr(k, "key", k)) for k in path))
+        factor = factors.get(path_of(path))
         return update if factor is None else update * factor
 
     return {**updates, "params": jax.tree_util.tree_map_with_path(scale, updates["params"])}
