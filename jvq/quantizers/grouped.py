@@ -155,7 +155,9 @@ class Grouped:
     def assignment(self, state: State, x: jax.Array, letters: str) -> jax.Array:
         """The group of every index ``along`` in every image: int32 [b along], letters in the operand's order."""
         centres = jnp.stack([state["lower"], state["upper"]], axis=-1)
-        return kmeans.assign(self.points(x, letters), centres, self.distance).astype(jnp.int32)
+        # barriers: the same choice whatever is compiled around it; a product and a sum may become one, or not
+        points = jax.lax.optimization_barrier(self.points(x, letters))
+        return jax.lax.optimization_barrier(kmeans.assign(points, centres, self.distance).astype(jnp.int32))
 
     def _chosen(self, state: State, x: jax.Array, letters: str) -> tuple[jax.Array, jax.Array]:
         """Each point's scale and zero point, expanded onto the operand's axes."""

@@ -45,9 +45,10 @@ def _encode(
     over = "bnd".index("n" if along == "d" else "d")
     high = x.max(axis=over)
     low = jnp.zeros_like(high) if nonnegative else x.min(axis=over)
-    group = assign(low, high, lower, upper, distance)
-    # the barrier: else the groups are found anew for every row of x, and encoding takes half as long again
-    group = jax.lax.optimization_barrier(group)
+    # barriers: else the groups are found anew for every row of x, and encoding takes half as long again; and a distance
+    # rounds as what surrounds it is compiled (a product and a sum may become one), which decides between equal ones
+    low, high = jax.lax.optimization_barrier((low, high))
+    group = jax.lax.optimization_barrier(assign(low, high, lower, upper, distance))
     own = (jnp.take(a, group, axis=0) for a in per_group(upper, scale, zero, bits=bits, ladder=ladder))
     inverse, zero, off, step = (jnp.expand_dims(a, over) for a in own)
     codes = jnp.clip(jnp.round(x * inverse) + zero, 0.0, levels)

@@ -1,7 +1,7 @@
 """Pallas for GPUs of the Hopper kind: every digit of x meets a block of w in shared memory, an accumulator a digit.
 
-A ladder's codes are one digit; scales of any kind make three (:mod:`.digits`), which XLA splits off beforehand. All
-images meet the same w, so their rows are one matrix.
+A ladder's codes are one digit; scales of any kind make three (:mod:`jvq.core.fixed_point`), which XLA splits off
+beforehand. All images meet the same w, so their rows are one matrix.
 """
 
 from typing import Any
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float32, Int8, Int32
 
-from jvq.kernels.group_matmul.digits import fixed_point, joined, own, values
+from jvq.core.fixed_point import fixed_point, joined
+from jvq.kernels.group_matmul.values import own, values
 
 ROWS, TILE = 64, 8  #: rows of a block, those of one instruction; how many rows memory is read and written by
 COLUMNS = 64  #: outputs of a block: three accumulators of 64 x 64 leave room in the registers

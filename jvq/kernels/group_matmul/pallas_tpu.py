@@ -1,7 +1,7 @@
 """Pallas for TPU: blocks of x and w stay on chip for all products, one of a ladder, three of scales of any kind.
 
 A block holds whole rows, so that no sums are carried from one block to the next. The digits of a block of x
-(:mod:`.digits`) are made once, at the first block of w, and kept.
+(:mod:`jvq.core.fixed_point`) are made once, at the first block of w, and kept.
 """
 
 from functools import partial
@@ -12,7 +12,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float32, Int8, Int32
 
-from jvq.kernels.group_matmul.digits import DIGITS, fixed_point, joined, own, values
+from jvq.core.fixed_point import DIGITS, fixed_point, joined
+from jvq.kernels.group_matmul.values import own, values
 
 LANES, COLUMNS = 128, 256  #: outputs of a block, at least and at most
 ROWS = 32  #: the least rows of an int8 block

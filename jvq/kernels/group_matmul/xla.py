@@ -1,4 +1,4 @@
-"""Plain XLA for every platform: one int8 product for a ladder, three for scales of any kind (:mod:`.digits`).
+"""Plain XLA for every platform: one int8 product for a ladder, three of digits (:mod:`jvq.core.fixed_point`) else.
 
 On a CPU an int8 product takes a third of a float32 one's time or less, so three take no more than that one. Masked
 passes, one a group, took more than twice its time for 8 groups; a product of dequantised values takes it all.
@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int8, Int32
 
-from jvq.kernels.group_matmul.digits import fixed_point, joined, own, values
+from jvq.core.fixed_point import fixed_point, joined
+from jvq.kernels.group_matmul.values import own, values
 
 CACHED = (
     2**16
@@ -41,7 +42,8 @@ def group_matmul(
     if rows.shape[1] * rows.shape[2] * w.shape[0] > CACHED:  # whatever the batch, which may be symbolic
         return jax.lax.map(image, (rows, unit))
     sums = _sums(rows, w, w_zero)
-    return _finished([sums[:, i] for i in range(len(digits))], unit, w_scale, bias)
+    # rounded here, as behind the loop: else a bias that is added to it may become one operation with its last product
+    return jax.lax.optimization_barrier(_finished([sums[:, i] for i in range(len(digits))], unit, w_scale, bias))
 
 
 def _sums(
