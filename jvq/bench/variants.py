@@ -18,7 +18,7 @@ from jvq.core.errors import nearest
 from jvq.core.freeze import freeze
 from jvq.core.quantizer import State
 from jvq.core.recipe import Plan, Sites, path_of, resolve
-from jvq.integer import integer_dot, prepared
+from jvq.integer import compiled, integer_dot, prepared
 from jvq.methods import bivit, igq, minmax
 from jvq.models import build
 
@@ -66,11 +66,11 @@ def frozen(weights: Any, bed: Bed, plan: Plan, qstate: Mapping[str, State]) -> P
     return served(bed, prepared(packed, bed.known, weights), rest, state)
 
 
-def start(dot: DotOf, model: Served, threads: int) -> Run:
+def start(dot: DotOf, model: Served, threads: int, jit: Any = jax.jit) -> Run:
     """The jitted forward; JAX takes as many threads as the process may run on."""
     forward = build(model.architecture, model.spec).forward
     params, qstate = jax.device_put((model.params, model.qstate))
-    run = jax.jit(lambda p, s, x: forward(p, x, dot(model.plan, s)))
+    run = jit(lambda p, s, x: forward(p, x, dot(model.plan, s)))
     return lambda images: jax.block_until_ready(run(params, qstate, images))
 
 
@@ -96,8 +96,8 @@ def binary(known: Sites) -> Plan:
 
 _in_float = partial(start, lambda plan, state: float_dot)
 _in_bf16 = partial(start, lambda plan, state: lowered(jnp.bfloat16))
-_in_integers = partial(start, integer_dot)
-_in_bits = partial(start, partial(integer_dot, count=True))
+_in_integers = partial(start, integer_dot, jit=compiled)
+_in_bits = partial(start, partial(integer_dot, count=True), jit=compiled)
 _fast, _small = partial(frozen, "fast"), partial(frozen, "small")
 
 VARIANTS: tuple[Variant, ...] = (
