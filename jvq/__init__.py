@@ -1,7 +1,8 @@
 """jvq: quantisation of Vision Transformers in JAX, from 8 bits down to 1.
 
 The seam is :func:`jvq.float_dot` and its relatives; a recipe names quantisers by address, ``resolve`` makes it a plan,
-``calibrate`` finds the state, ``freeze`` packs the weights, ``integer_dot`` multiplies integers, ``jvq.export`` saves.
+``calibrate`` finds the state, ``freeze`` packs the weights, ``integer_dot`` multiplies integers, ``jvq.export`` saves;
+``show`` prints any of these.
 """
 
 from jvq.core.calibrate import calibrate
@@ -14,6 +15,7 @@ from jvq.integer import integer_dot, prepared
 from jvq.models import Model, build
 from jvq.models.weights import Checkpoint, open_weights
 from jvq.quantizers import Dynamic, Grouped, Learned, Signs, Steps, Ternary, Uniform
+from jvq.showing import show
 
 __version__ = "0.1.0"
 
@@ -47,5 +49,6 @@ __all__ = [
     "quantized",
     "recording",
     "resolve",
+    "show",
     "sites",
 ]

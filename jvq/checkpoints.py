@@ -3,12 +3,15 @@
 What a checkpoint is of (model, recipe, data, options) stands beside it, and a run that is something else is refused.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from jvq.core import files, reading
 
 ABOUT = "about.json"  #: what the checkpoints are of
 STEPS = "steps"  #: folder of orbax's
@@ -40,20 +43,30 @@ class Keeper:
             cleanup_tmp_directories=True,
         )
         self.args = ocp.args
-        self.manager = ocp.CheckpointManager(self.folder / STEPS, options=options)
+        try:
+            self.manager = ocp.CheckpointManager(self.folder / STEPS, options=options)
+        except Exception as error:  # of all kinds, where a file of orbax's is damaged
+            raise ValueError(f"checkpoints in {self.folder} cannot be read: {reading.line(error)}") from error
 
     def save(self, step: int, tree: Any, score: float | None = None) -> None:
         """Keeps ``tree`` as it is at ``step``; returns as soon as the arrays are copied."""
         metrics = None if score is None else {"score": float(score)}
-        self.manager.save(step, args=self.args.StandardSave(tree), metrics=metrics)
+        with self._writing():
+            self.manager.save(step, args=self.args.StandardSave(tree), metrics=metrics)
 
     def restored(self, like: Any, step: int | None = None) -> Any:
-        """The tree of the latest checkpoint, or of ``step``, in the form of ``like``; ``like`` where there is none."""
+        """The tree of the latest checkpoint, or of ``step``, in the form of ``like``; ``like`` where there is none.
+
+        ``ValueError``: it is damaged.
+        """
         step = self.manager.latest_step() if step is None else step
         if step is None:
             return like
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_sharding(x)), like)
-        return self.manager.restore(step, args=self.args.StandardRestore(shapes))
+        try:
+            return self.manager.restore(step, args=self.args.StandardRestore(shapes))
+        except Exception as error:  # orbax and tensorstore raise of all kinds where a file of theirs is damaged
+            raise ValueError(f"checkpoints: {self.folder / STEPS / str(step)}: {reading.line(error)}") from error
 
     def best(self) -> int | None:
         """The step of the highest score; None where there are none."""
@@ -66,8 +79,16 @@ class Keeper:
         return None if step is None else self.folder / STEPS / str(step)
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk."""
-        self.manager.wait_until_finished()
+        """Returns when all that was saved is on disk. ``ValueError``: it cannot be, for want of space perhaps."""
+        with self._writing():
+            self.manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a full disk is an OSError, or one of tensorstore's own
+            raise ValueError(f"checkpoints: {self.folder} cannot be written: {reading.line(error)}") from error
 
     def close(self) -> None:
         """Ends the threads that write."""
@@ -86,7 +107,7 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
     """Writes what the checkpoints are of; where there are some, compares. ``ValueError``: they are of another run."""
     path, wanted = folder / ABOUT, json.loads(json.dumps(about))
     if path.exists() and any(step.name.isdigit() for step in (folder / STEPS).glob("*")):
-        stored = json.loads(path.read_text())
+        stored = reading.json_value(path.read_bytes(), f"checkpoints in {folder}: {ABOUT} is not JSON")
         changed = differences(stored, wanted)
         if changed:
             shown = "; ".join(changed[:SHOWN])
@@ -95,10 +116,11 @@ def _claim(folder: Path, about: Mapping[str, Any]) -> None:
                 f"checkpoints in {folder} are of another run, use another folder or delete it: {shown}{more}"
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(ABOUT + ".part")
-    part.write_text(json.dumps(wanted, indent=1))
-    part.replace(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(files.cannot(folder, error, "checkpoints: ")) from error
+    files.replace(path, json.dumps(wanted, indent=1), "checkpoints: ")
 
 
 def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:

@@ -9,7 +9,9 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from jvq.core import reading
 from jvq.core.errors import nearest
+from jvq.core.typed import fits
 from jvq.methods import METHODS
 
 WIDTHS = ("bits", "weight_bits", "act_bits", "edge_bits")  #: options that the rows of a table share
@@ -112,6 +114,12 @@ def config(
 
 def runs(cfg: Any) -> dict[str, Run]:
     """The runs of a config by the names of their parts: a single one, named "", where it has none."""
+    with reading.shown("config"):
+        return _runs(cfg)
+
+
+def _runs(cfg: Any) -> dict[str, Run]:
+    """The same, its errors with whatever letters are in the config."""
     whole = typed(cfg)
     if not whole.parts:
         return {"": whole}
@@ -218,6 +226,8 @@ def _fitting(value: Any, hint: Any, name: str) -> Any:
     if wrong_bool or not isinstance(value, kinds):
         wanted = " or ".join(k.__name__ for k in kinds) + (" or None" if optional else "")
         raise ValueError(f"config: {name} must be {wanted}, got {value!r}")
+    if isinstance(value, tuple) and not fits(value, hint):
+        raise ValueError(f"config: {name} must be {str(hint).replace('typing.', '')}, got {value!r}")
     if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
         raise ValueError(f"config: {name}: got '{value}'{nearest(str(value), typing.get_args(hint))}")
     return value

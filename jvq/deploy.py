@@ -1,7 +1,8 @@
 """A packed model put to use: what it holds, how well and how fast it runs in integers, and its exports.
 
-    python -m jvq.deploy runs/igq_demo/packed.safetensors [--images=2000] [--weights=small]
-    python -m jvq.deploy FILE --onnx=model.onnx --stablehlo=model.zip --platform=cpu
+  python -m jvq.deploy runs/igq_demo/packed.safetensors --images=2000
+  python -m jvq.deploy FILE --weights=small
+  python -m jvq.deploy FILE --onnx=model.onnx --stablehlo=model.zip --platform=cpu
 
 Every run that quantises one model writes such a file. ``--onnx`` writes QDQ for onnxruntime, ``--stablehlo`` a compiled
 form that runs without this package; both refuse what they cannot express.
@@ -18,12 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from jvq import accounting, export
+from jvq import accounting, export, usage
+from jvq.core.calibrate import Track, silent
 from jvq.export import Deployment
 from jvq.integer.rows import WEIGHTS, Weights
 from jvq.mistakes import one_line
 
 FLAGS = flags.FLAGS
+OWN = ("images", "batch", "weights", "data", "dir", "onnx", "stablehlo", "stablehlo_batch", "platform")  #: in the help
 if __name__ == "__main__":
     flags.DEFINE_string("data", "fashion", "fashion, folder, npz or tfds:NAME: what the model is evaluated on")
     flags.DEFINE_string("dir", None, "of that data")
@@ -56,16 +59,16 @@ def compared(deployment: Deployment, images: jax.Array, fake: jax.Array) -> str:
     return text
 
 
-def evaluate(deployment: Deployment, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def evaluate(deployment: Deployment, images: np.ndarray, labels: np.ndarray, track: Track = silent) -> dict[str, Any]:
     """Accuracy in integers, how many decisions differ from fake quantisation, images a second without compiling."""
     integer, fake = deployment.integer(FLAGS.weights), jax.jit(deployment.forward)
     batches = [images[i : i + FLAGS.batch] for i in range(0, len(images), FLAGS.batch)]
-    for batch in {len(b): b for b in batches}.values():
+    for batch in track([*{len(b): b for b in batches}.values()], "compiling"):
         jax.block_until_ready(integer(batch))
     start = time.perf_counter()
-    got = np.concatenate([np.asarray(integer(batch)) for batch in batches])
+    got = np.concatenate([np.asarray(integer(batch)) for batch in track(batches, "evaluating in integers")])
     seconds = time.perf_counter() - start
-    reference = np.concatenate([np.asarray(fake(batch)) for batch in batches])
+    reference = np.concatenate([np.asarray(fake(batch)) for batch in track(batches, "evaluating fake quantisation")])
     rows: dict[str, Any] = {"images": len(images), "images a second": f"{len(images) / seconds:.0f}"}
     if getattr(deployment.model.spec, "classes", 0):
         if (labels >= 0).all():
@@ -85,6 +88,7 @@ def main(argv: list[str]) -> None:
     from jvq.data import Preprocess, open_source, sample
     from jvq.report import Console
 
+    console = Console()
     deployment = export.load(argv[1])
     for name in ("onnx", "stablehlo"):
         path = None if getattr(FLAGS, name) is None else Path(getattr(FLAGS, name)).absolute()
@@ -100,20 +104,22 @@ def main(argv: list[str]) -> None:
     if FLAGS.onnx is not None:
         from jvq.export.onnx import save_onnx
 
+        console.say(f"writing {FLAGS.onnx} ...")
         save_onnx(deployment, FLAGS.onnx)
         rows["onnx"] = FLAGS.onnx
     if FLAGS.stablehlo is not None:
         from jvq.export.stablehlo import save_stablehlo
 
+        console.say(f"compiling {FLAGS.stablehlo} ...")
         save_stablehlo(deployment, FLAGS.stablehlo, platform=FLAGS.platform, batch=FLAGS.stablehlo_batch)
         rows["stablehlo"] = FLAGS.stablehlo
     if source is not None:
         drawn = sample(source, Preprocess.from_dict(dict(deployment.preprocess)), min(FLAGS.images, len(source)), 0)
-        rows |= evaluate(deployment, drawn.images, drawn.labels)
+        rows |= evaluate(deployment, drawn.images, drawn.labels, console.track)
     table = Table(box=rich.box.SIMPLE_HEAD, show_header=False)
     for name, value in rows.items():
         table.add_row(name, str(value))
-    Console().out.print(table)
+    console.out.print(table)
 
 
 def entry() -> None:
@@ -124,7 +130,7 @@ def entry() -> None:
         with one_line(ValueError):
             main(argv)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=usage.reader(__doc__ or "", OWN))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Where a result was made: command, commit, versions, device."""
 
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -45,4 +46,4 @@ def _commit() -> str | None:
 
 def command_line() -> str:
     """The command that started this process."""
-    return " ".join(["python -m jvq.main", *sys.argv[1:]])
+    return f"python -m jvq.main {shlex.join(sys.argv[1:])}".rstrip()

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from jvq.core import files
 
 
 def fingerprint(*things: Any) -> str:
@@ -46,9 +47,7 @@ class Journal(MutableMapping[str, Any]):
     def _begin(self) -> None:
         """Makes the file one of this journal, with nothing but what it holds: an interruption loses nothing."""
         kept = (self.head, *(json.dumps({k: v}) for k, v in self.values_.items()))
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(part, self.path)
+        files.replace(self.path, "".join(f"{line}\n" for line in kept))
         self.begun = True
 
     def __getitem__(self, key: str) -> Any:
@@ -57,8 +56,7 @@ class Journal(MutableMapping[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         if not self.begun:
             self._begin()
-        with self.path.open("a") as file:
-            file.write(json.dumps({key: value}) + "\n")
+        files.append(self.path, json.dumps({key: value}) + "\n")
         self.values_[key] = value
 
     def __delitem__(self, key: str) -> None:
@@ -72,14 +70,16 @@ class Journal(MutableMapping[str, Any]):
 
 
 def _lines(path: Path) -> list[str]:
-    """The whole lines of the file, none where there is none; up to the first that is not JSON."""
+    """The whole lines of the file, none where there is none; up to the first that is no JSON object."""
     if not path.exists():
         return []
     found = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
-            json.loads(line)
-        except ValueError:
+            value, text = json.loads(line), line.decode()
+        except (ValueError, RecursionError):
             break
-        found.append(line)
+        if not isinstance(value, dict):
+            break
+        found.append(text)
     return found

@@ -1,25 +1,40 @@
-"""The command: ``python -m jvq.main --config configs/igq_demo.py [--config.method.bits=6] [--workdir DIR]``.
+"""Quantises a model as a config says, or trains one, and writes a report.
 
-Every option that ``--dry`` and a config file show can be overridden with ``--config.KEY=VALUE``. Mistakes end in one
-line and exit code 2.
+  python -m jvq.main --config igq_demo         a trained ViT at 4 bits, 80 s
+  python -m jvq.main --config igq_demo:swin --config.method.bits=3
+  python -m jvq.main --config igq_demo --dry   what is quantised, and by what
+
+A config is a Python file: igq_demo stands for configs/igq_demo.py, what
+follows a colon is its argument; all it sets is a flag, --config.KEY=VALUE.
+
+  python -m jvq.list configs                   what each shows, and takes
+  python -m jvq.list igq                       the options of a method
+  python -m jvq.main --help --config igq_demo  all that a config sets
+  python -m jvq.deploy FILE                    a run's packed.safetensors in
+                                               integers; ONNX, StableHLO
 """
 
 import contextlib
+import importlib.util
 import logging
+import shlex
+import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import absl.logging
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
+from jvq import config_files, usage
 from jvq.core.errors import nearest
 from jvq.mistakes import one_line
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, e.g. configs/igq_demo.py", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: a name, or the path of a file", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where report and results go; default: the next free runs/NAME")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Write over a report that --workdir already holds")
-RESUME = flags.DEFINE_bool("resume", False, "Leave out the parts of which --workdir already holds a report")
+RESUME = flags.DEFINE_bool("resume", False, "Go on in --workdir, behind the parts that are reported")
 SITES = flags.DEFINE_bool("sites", False, "List every address with its letters and shape, and stop")
 DRY = flags.DEFINE_bool("dry", False, "Show the resolved plan, and stop")
 
@@ -29,39 +44,68 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"unexpected argument '{argv[1]}': options start with --")
     if CONFIG.value is None:
-        raise ValueError(f"--config is missing, e.g. --config configs/igq_demo.py{nearest('', _configs('configs'))}")
-    import jax
-
+        raise ValueError(
+            "--config is missing, e.g. --config igq_demo (python -m jvq.list configs shows all; try --help)"
+        )
     from jvq import report, run
     from jvq.config import runs
-    from jvq.environment import command_line
 
     parts, console = runs(CONFIG.value), report.Console()
     if SITES.value or DRY.value:
         _look(next(iter(parts.values())), console)
         return
-    if RESUME.value and (not WORKDIR.value or [*parts] == [""]):
-        raise ValueError("--resume goes on with a config of several parts in the folder that --workdir names")
+    if RESUME.value and not WORKDIR.value:
+        raise ValueError("--resume goes on in the folder that --workdir names")
     workdir = Path(WORKDIR.value) if WORKDIR.value else _free(Path("runs") / CONFIG.value.name, [*parts])
     new = not workdir.exists()
     if RESUME.value:
         done = [part for part in parts if (workdir / part / "report.json").exists()]
-        console.say(f"done already: {', '.join(done) or 'nothing'}")
+        console.say(f"done already: {', '.join(part or str(workdir) for part in done) or 'nothing'}")
+        for part in done:
+            run.ended(workdir / part)  # the end of its end may have been interrupted
         parts = {part: cfg for part, cfg in parts.items() if part not in done}
     for part in parts:
         report.claim(workdir / part, OVERWRITE.value)
     try:
-        for part, cfg in parts.items():
-            if part:
-                console.say(f"part {part} of {', '.join(parts)}")
-                jax.clear_caches()  # hundreds of executables of earlier parts would use up the process's memory maps
-            run.run(cfg, workdir / part, console, command_line())
-    except ValueError:
+        _run(parts, workdir, console)
+    except (ValueError, OSError):
         if new:
             for folder in (*(workdir / part for part in parts if part), workdir):
                 with contextlib.suppress(OSError):  # where something was written, it stays
                     folder.rmdir()
         raise
+
+
+def _run(parts, workdir: Path, console) -> None:
+    """Runs the parts; a signal ends them behind the running piece of work, with a line that says how to go on."""
+    import jax
+
+    from jvq import interrupts, run
+    from jvq.environment import command_line
+
+    with interrupts.heeded() as stop:
+        stop.said = f"jvq: to go on: {_again(workdir)}"
+        console.stopping = stop.stopping
+        try:
+            for part, cfg in parts.items():
+                if part:
+                    console.say(f"part {part} of {', '.join(parts)}")
+                    jax.clear_caches()  # hundreds of executables of earlier parts would use up its memory maps
+                run.run(cfg, workdir / part, console, command_line())
+        except KeyboardInterrupt:
+            rows = [str(path) for part in parts if (path := workdir / part / "report.partial.md").exists()]
+            where = f"; the rows so far are in {', '.join(rows)}" if rows else ""
+            print(f"jvq: stopped by {stop.name}{where}\n{stop.said}", file=sys.stderr)
+            sys.exit(stop.code)
+
+
+def _again(workdir: Path) -> str:
+    """The command that goes on with this one in its folder."""
+    args = sys.argv[1:]
+    more = [] if WORKDIR.value else [f"--workdir={workdir}"]
+    if not (RESUME.value or OVERWRITE.value):  # who writes over a report has one of each part already
+        more.append("--resume")
+    return shlex.join(["python", "-m", "jvq.main", *args, *more])
 
 
 def _look(cfg, console) -> None:  # without types: they would import everything before the flags are read
@@ -88,27 +132,77 @@ def _free(folder: Path, parts: list[str]) -> Path:
     return candidate
 
 
-def _configs(folder: str) -> list[str]:
-    return sorted(str(p) for p in Path(folder).glob("*.py")) if Path(folder).is_dir() else []
-
-
-def _check_config_path(argv: list[str]) -> None:
-    """Raises ``ValueError`` with the nearest names where the config file is not there."""
-    for i, arg in enumerate(argv):
-        name, equals, value = arg.lstrip("-").partition("=")
-        if arg.startswith("-") and name == "config":
-            value = value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
-            path = Path(value.partition(":")[0])
-            if not path.is_file():
-                known = _configs(str(path.parent)) or _configs("configs")
-                raise ValueError(f"--config: no file '{path}'{nearest(str(path), known)}")
-
-
 def _parse(argv: list[str]) -> list[str]:
     """Reads the flags; a config that cannot be loaded, or a key that it lacks, is one line like any other mistake."""
     with one_line(Exception, text=_text):
-        _check_config_path(argv)
-        return flags.FLAGS(argv)
+        found, at = _config_of(argv)
+        if usage.asked(argv):
+            _help(found)
+            sys.exit(0)
+        argv = [f"--config={found}" if i == at else arg for i, arg in enumerate(argv)]
+        try:
+            return flags.FLAGS(argv)
+        except (KeyError, AttributeError) as error:
+            raise ValueError(_unknown(found, argv) or _text(error)) from error
+
+
+def _config_of(argv: list[str]) -> tuple[str, int | None]:
+    """The config that the arguments ask for, its path made whole, and which of them names it; "" and None without."""
+    for i, arg in enumerate(argv):
+        name, equals, value = arg.lstrip("-").partition("=")
+        if arg.startswith("-") and name == "config":
+            if not equals and i + 1 < len(argv):
+                argv[i : i + 2] = [f"--config={argv[i + 1]}"]
+                value = argv[i].partition("=")[2]
+            return config_files.located(value), i
+    return "", None
+
+
+def _help(config: str) -> None:
+    """Shows how to start; with a config what that is, and everything in it that can be set."""
+    if not config:
+        usage.show(__doc__ or "", ("config", "workdir", "dry", "sites", "resume", "overwrite"))
+        return
+    from jvq.report import Console
+
+    path, console = Path(config.partition(":")[0]), Console()
+    console.say(f"{path}\n\n{config_files.docstring(path)}\n")
+    for key, value in _keys(_loaded(config)).items():
+        console.say(f"  --config.{key}={'' if value is None else value}")
+
+
+def _loaded(config: str) -> ConfigDict:
+    """What the config file at a path, with its argument behind a colon, returns."""
+    path, colon, argument = config.partition(":")
+    spec = importlib.util.spec_from_file_location("config", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*([argument] if colon else []))
+
+
+def _keys(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Every value of a tree of options by its dotted key."""
+    found: dict[str, Any] = {}
+    for key in tree:
+        value = tree[key]
+        found |= _keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _unknown(config: str, argv: list[str]) -> str:
+    """Which option on the command line the config lacks, and the nearest that it has; "" where it has them all."""
+    known = _keys(_loaded(config))
+    for arg in argv:
+        key = arg.lstrip("-").partition("=")[0].removeprefix("config.")
+        if arg.lstrip("-").startswith("config.") and key not in known:
+            branch, _, leaf = key.rpartition(".")
+            same = " or ".join(repr(other) for other in known if other.rpartition(".")[2] == leaf)
+            beside = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == branch]
+            near = f" (did you mean {same}?)" if same else nearest(leaf, beside) if beside else nearest(key, known)
+            return f"config: there is no option '{key}'{near}"
+    return ""
 
 
 def _text(error: BaseException) -> str:
@@ -124,6 +218,13 @@ def _text(error: BaseException) -> str:
     return str(error) if ours else f"config: {type(error).__name__}: {error}"
 
 
+def _said(error: BaseException) -> str:
+    """What an error of a run says: the disk's (no space left, no such folder) with the file that it is about."""
+    if not isinstance(error, OSError):
+        return _text(error)
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+
+
 def entry() -> None:
     """``python -m jvq.main``."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -132,7 +233,7 @@ def entry() -> None:
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:  # app.run has made it INFO, and every checkpoint would take a screen
             absl.logging.set_verbosity(absl.logging.WARNING)
-        with one_line(ValueError, text=_text):
+        with one_line(ValueError, OSError, text=_said):
             main(argv)
 
     app.run(guarded, flags_parser=_parse)

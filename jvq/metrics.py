@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jvq.core import files
+
 
 class Log:
     """Metrics by step, appended to a file of JSON lines, and to TensorBoard events in a folder where one is given.
@@ -29,15 +31,12 @@ class Log:
 
             self.events = SummaryWriter(str(self.tensorboard), purge_step=step + 1)
         if self.path.exists():  # also where its last line was cut off
-            part = self.path.with_name(self.path.name + ".part")
-            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            part.replace(self.path)
+            files.replace(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """A line: the step, the numbers, and the seconds of training so far."""
         line = {"step": step, **numbers, "seconds": self.spent + time.monotonic() - self.start}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        files.append(self.path, json.dumps(line) + "\n")
         if self.events is not None:
             for name, value in numbers.items():
                 self.events.add_scalar(name, value, step)

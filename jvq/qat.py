@@ -56,13 +56,14 @@ def trained(row: Row, fit: Fitted, material: Material) -> Fitted:
     params, states, done, courses = student.params, fit.qstate, 0, {}
     for i, course in enumerate(method.courses(options, row.plan, known)):
         if i:
-            states = calibrate(student.model.forward, params, m.images, course.plan, known)
+            states = calibrate(student.model.forward, params, m.images, course.plan, known, track=m.console.track)
         begun = dataclasses.replace(student, params=params), {a: dict(states[a]) for a in course.plan}
         final, note = _taken(lesson, course, *begun, folder / course.name, done, i)
         params, states, done = final["params"], final["q"], done + note["steps"]
         courses[course.name] = note
     left = {a: q for a, q in row.plan.items() if a not in states}
-    fresh = calibrate(student.model.forward, params, m.images, left, known) if left else {}
+    track = m.console.track
+    fresh = calibrate(student.model.forward, params, m.images, left, known, track=track) if left else {}
     both, note = {**states, **fresh}, courses.pop(course.name)
     note |= {"courses": courses} if courses else {}
     note["labels"] = None if labels is None else {k: labels.header[k] for k in ("teacher", "digest", "crops", "keep")}
@@ -111,6 +112,7 @@ def _taken(
                 keeper=keeper,
                 log=log,
                 on_step=bar.at,
+                stopping=console.stopping,
             )
         best = keeper.best()
         if options.take == "best" and best is not None:

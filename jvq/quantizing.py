@@ -12,8 +12,9 @@ from jvq.core.calibrate import Fitted
 from jvq.data import sample
 from jvq.export import Deployment, save
 from jvq.fitting import fitted_row
+from jvq.kept import Kept
 from jvq.opening import data_of, described, opened, warnings_of
-from jvq.report import Console
+from jvq.report import Console, write_partial
 from jvq.rows import (
     Frozen,
     Material,
@@ -40,9 +41,10 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     with stages.stage("load"):
         checkpoint, loader, train = opened(cfg)
         known, compared = plans(cfg, checkpoint)
-        drawn = sample(train, loader.preprocess, cfg.data.calibration, cfg.seed)
+        drawn = sample(train, loader.preprocess, cfg.data.calibration, cfg.seed, console.track)
+        keep = Kept.of(cfg, workdir, checkpoint, loader, train, console)
     with stages.stage("evaluate"):
-        reference, plain = float_row(checkpoint, known, loader, console)
+        reference, plain = keep.evaluated("float", loader, float_row, checkpoint, known, loader, console)
     table = [plain]
     task, outputs = task_of(checkpoint.model), {"float": reference}
     batch = jnp.asarray(next(iter(loader))["image"])
@@ -51,7 +53,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     for row in compared:
         with stages.stage("fit"):
             console.say(f"{row.name}: fitting {len(row.plan)} quantisers on {len(drawn.images)} images")
-            fit = fitted_row(row, material)
+            fit = keep(f"{row.name} fitted", fitted_row, row, material)
             row = row.planned(fit.plan)
             fits[row.name] = row, fit
         with stages.stage("freeze"):
@@ -59,8 +61,10 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
             own = fitted_checkpoint(subject.checkpoint, fit)
             packed = Frozen.of(own, row.plan, fit.qstate, subject.known)
         with stages.stage("evaluate"):
-            line, outputs[row.name] = scored(row, packed, subject.known, loader, reference, console)
+            subjects = row, packed, subject.known, loader, reference, console
+            line, outputs[row.name] = keep.evaluated(f"{row.name} evaluated", loader, scored, *subjects)
             table.append(line | of_training(fit))
+            write_partial(workdir, cfg.method_name, cfg.weights, [r.name for r in compared], filled(table))
         if row.name == cfg.method_name:
             with stages.stage("check"):  # that packing changes nothing
                 main_model, main_known = own, subject.known
@@ -71,6 +75,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     with stages.stage("sites"):
         found, troubles = inspection.sites(fits, cfg.method_name, checkpoint, known, loader)
     notes = dict(fitted.notes)
+    console.say("drawing ...")
     with stages.stage("draw"):
         pictures = inspection.draw(workdir, fits, cfg.method_name, found, checkpoint, known, drawn.images)
         if task is evaluate_maps:
@@ -81,6 +86,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         "calibration": f"{len(drawn.images)} images of {train.name} ({cfg.data.train}), drawn by seed {cfg.seed}",
         "packed against fake quantisation": f"largest difference of outputs {difference:.1e}",
     }
+    console.say("packing, and comparing with integer inference ...")
     with stages.stage("deploy"):
         deployment = Deployment.of(main_model, main.plan, fitted.qstate, main_known, protocol)
         protocol["integer inference"] = deploy.compared(deployment, batch, jax.tree.leaves(fake)[0])  # maps, features

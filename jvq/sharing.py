@@ -17,6 +17,7 @@ from jvq.rows import Material, Row, fitted_checkpoint
 Key = tuple[str, str]
 Plans = Mapping[Key, Row]
 """Width and the row's name to the row."""
+Keep = Callable[..., Any]
 
 
 def most_groups(plans: Iterable[Plan]) -> int:
@@ -24,10 +25,22 @@ def most_groups(plans: Iterable[Plan]) -> int:
     return max((q.groups for plan in plans for q in plan.values() if isinstance(q, Grouped)), default=1)
 
 
-def fitted(plans: Plans, material: Material) -> dict[Key, Fitted]:
-    """Every row fitted; rows that only calibrate, on float activations, share the passes."""
-    forward, params = material.checkpoint.model.forward, material.checkpoint.params
+def fitted(plans: Plans, material: Material, keep: Keep = lambda key, work, *args: work(*args)) -> dict[Key, Fitted]:
+    """Every row fitted; rows that only calibrate, on float activations, share the passes.
+
+    ``keep(key, work, *args)`` is what the work gives, or has given in an earlier run.
+    """
     simple = {key: row for key, row in plans.items() if row.own is None and row.method.calibrates(row.options)}
+    found = keep("calibrated", _calibrated, simple, material)
+    for key, row in plans.items():
+        if key not in simple:
+            found[key] = keep(f"{' '.join(key)} fitted", fitted_row, row, material)
+    return found
+
+
+def _calibrated(simple: Plans, material: Material) -> dict[Key, Fitted]:
+    """The states of rows that only calibrate."""
+    forward, params = material.checkpoint.model.forward, material.checkpoint.params
     length = most_groups(row.plan for row in simple.values())
     wide = [{a: _with_places(q, length) for a, q in row.plan.items()} for row in simple.values()]
     states = calibrate_all(forward, params, material.images, wide, material.known, track=material.console.track)
@@ -35,9 +48,6 @@ def fitted(plans: Plans, material: Material) -> dict[Key, Fitted]:
     for (key, row), state in zip(simple.items(), states, strict=True):
         own = {a: cut(state[a], q.groups) if isinstance(q, Grouped) else state[a] for a, q in row.plan.items()}
         found[key] = Fitted(row.plan, own)
-    for key, row in plans.items():
-        if key not in simple:
-            found[key] = fitted_row(row, material)
     return found
 
 

@@ -15,8 +15,9 @@ from jvq.config import Run
 from jvq.core.calibrate import Fitted
 from jvq.core.recipe import Sites
 from jvq.data import Loader, sample
+from jvq.kept import Kept
 from jvq.models.weights import Checkpoint
-from jvq.report import Console
+from jvq.report import Console, write_partial
 from jvq.stages import Stages
 
 Plans = sharing.Plans
@@ -36,8 +37,9 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         checkpoint, loader, train = opening.opened(cfg)
         known, plans = _plans(cfg, checkpoint)
         chains = ordering.parse(cfg.order, [name for _, name in plans])
+        keep = Kept.of(cfg, workdir, checkpoint, loader, train, console)
     with stages.stage("evaluate"):
-        reference, plain = rows.float_row(checkpoint, known, loader, console)
+        reference, plain = keep.evaluated("float", loader, rows.float_row, checkpoint, known, loader, console)
     task = rows.task_of(checkpoint.model)
     runners = sharing.Runners(task.runner, checkpoint, sharing.most_groups(row.plan for row in plans.values()))
     runs: list[dict[str, Any]] = []
@@ -50,9 +52,9 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
         seeded = {key: _seeded(row, seed) for key, row in plans.items()}
         with stages.stage("fit"):
-            images = sample(train, loader.preprocess, cfg.data.calibration, seed).images
+            images = sample(train, loader.preprocess, cfg.data.calibration, seed, console.track).images
             material = rows.Material(checkpoint, known, images, train, loader.preprocess, workdir, console)
-            fits = sharing.fitted(seeded, material)
+            fits = sharing.fitted(seeded, material, lambda key, *work, s=seed: keep(f"seed {s}: {key}", *work))
         if seed == cfg.seed:
             with stages.stage("inspect"):  # at the last width, with the first seed
                 sites, pictures, warnings = _inspected(cfg, workdir, seeded, fits, checkpoint, known, loader, images)
@@ -62,7 +64,9 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
             with stages.stage("evaluate"):
                 fit = fits[width, name]
                 text = f"evaluating {width} {name}, seed {seed}"
-                got = task.predict(runners.model(row, fit), loader, text, track=console.track)
+                model = runners.model(row, fit)
+                key = f"seed {seed}: {width} {name} evaluated"
+                got = keep.evaluated(key, loader, lambda m=model, t=text: task.predict(m, loader, t, console.track))
                 scores = task.score(reference, got)._asdict()
                 for measure, values in task.images(reference, got).items() if chains else ():
                     errors.setdefault((width, name), {}).setdefault(measure, []).append(values)
@@ -73,6 +77,9 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
             if seed == cfg.seed:
                 outputs.setdefault(width, {"float": reference})[name] = got
                 runs[-1]["bytes"] = _bytes(mine, fit)
+            some = [key for key in plans if any((r["width"], r["name"]) == key for r in runs)]
+            lines = rows.filled([plain, *(_row(runs, key) for key in some)])
+            write_partial(workdir, cfg.method_name, cfg.weights, [" ".join(key) for key in plans], lines)
     table = rows.filled([plain, *(_row(runs, key) for key in plans)])
     with stages.stage("inspect"):
         options = {name: row.options for (_, name), row in plans.items()}

@@ -60,20 +60,25 @@ class Progress(NamedTuple):
 def fit(
     loss: Loss,
     params: Params,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Callable[[int], Iterable[Batch]],
     schedule: Schedule,
     key: Key[Array, ""],
     *,
+    keeper: Keeper | None = None,
     log: Path | None = None,
     every: int = 50,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Params:
-    """The parameters after ``schedule.steps`` steps over ``batches``: :func:`run` for a loss alone."""
+    """The parameters after ``schedule.steps`` steps over ``batches``: :func:`run` for a loss alone.
+
+    With a ``keeper`` the batches have to be a function of the step that is gone on from.
+    """
     objective = Objective(lambda trained, fixed, batch, key: loss(trained, batch, key))
     record = None if log is None else Log(log)
-    return run(
-        objective, params, lambda start: batches, schedule, key, log=record, every=every, on_step=on_step
-    ).trained
+    following = batches if callable(batches) else lambda start: batches
+    shown: Any = {"log": record, "every": every, "on_step": on_step, "stopping": stopping}
+    return run(objective, params, following, schedule, key, keeper=keeper, **shown).trained
 
 
 def run(
@@ -88,13 +93,15 @@ def run(
     every: int = 50,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     devices: int | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Progress:
     """Where training is after ``schedule.steps`` steps; ``batches(start)`` are those from step ``start`` on.
 
     Step ``i`` draws from ``fold_in(key, i)``: the same arguments give the same numbers, whether or not ``keeper`` had
     a checkpoint to go on from. ``log`` receives metrics every ``every`` steps. On several devices (all, or the first
     ``devices``) a batch is split into equal parts. Raises ``ValueError`` where a loss or gradient is not finite, with
-    the step, the first address and the last checkpoint; that checkpoint, and all before, are good.
+    the step, the first address and the last checkpoint; that checkpoint, and all before, are good. Where ``stopping``
+    says so a checkpoint is saved behind the step of the moment, and ``KeyboardInterrupt`` raised.
     """
     optimizer, rate = schedule.optimizer(), schedule.rate()
     if objective.reweighting is not None:
@@ -133,10 +140,17 @@ def run(
             if log is not None and found:
                 log.write(done, found)
             keeper.save(done, progress, found.get("score"))
+        if stopping() and not last:
+            break
     if waiting is not None:
         _check(*waiting, progress, objective, key, keeper)
+    stopped = done < schedule.steps and stopping()
     if keeper is not None:
+        if stopped and done % keeper.every:  # without a score: nobody would have asked for one here
+            keeper.save(done, progress)
         keeper.wait()
+    if stopped:
+        raise KeyboardInterrupt
     if done < schedule.steps:
         raise ValueError(f"training wanted {schedule.steps} steps, the batches ended after {done}")
     return progress

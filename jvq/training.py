@@ -1,5 +1,6 @@
 """A run that trains a float model, and evaluates it."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +8,15 @@ from typing import Any
 
 import jax
 
-from jvq import accounting
+from jvq import accounting, kept
+from jvq.checkpoints import Keeper
 from jvq.config import Run
 from jvq.core.recipe import sites
-from jvq.data import Preprocess, open_source, train_batches
+from jvq.data import Preprocess, Source, open_source, train_batches
 from jvq.data.augment import preparation
+from jvq.journal import fingerprint
 from jvq.methods import METHODS, supervised
-from jvq.models import Model, build
+from jvq.models import build
 from jvq.models.weights import Checkpoint, save
 from jvq.opening import data_of, described, fits, loader_of, teacher_of, warnings_of
 from jvq.report import Console
@@ -36,29 +39,30 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         fits(train, model, preprocess, training=True)
         fits(test, model, preprocess)
         loader = loader_of(cfg, test, preprocess)
-        teacher = _teacher(options, model, preprocess)
+        teacher = teacher_of(options.teacher, preprocess, model.spec.classes) if options.teacher else None
         init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
         params = model.init(init_key)
-    log = workdir / "metrics.jsonl"
-    log.unlink(missing_ok=True)
     steps = options.schedule(len(train)).steps
+    keeper = Keeper(kept.folder(workdir) / "training", _about(cfg, params, train, teacher), options.save_every)
     with stages.stage("train"), console.steps(steps, f"training {options.epochs} epochs") as bar:
         images = getattr(train, "images", None)  # in memory: gathered as they are where nothing has to be resized
         crop = None if images is not None and preprocess.is_arithmetic(images.shape[1:]) else preprocess
-        stream = train_batches(train, options.batch, cfg.seed, options.epochs, crop)
         prepare = preparation(preprocess, options.shift)
-        params = supervised.train(
-            options,
-            model.heads,
-            params,
-            stream,
-            prepare,
-            len(train),
-            train_key,
-            teacher=teacher,
-            log=log,
-            on_step=bar.at,
-        )
+        with contextlib.closing(keeper):
+            params = supervised.train(
+                options,
+                model.heads,
+                params,
+                lambda start: train_batches(train, options.batch, cfg.seed, options.epochs, crop, start),
+                prepare,
+                len(train),
+                train_key,
+                teacher=None if teacher is None else lambda x: teacher.model.forward(teacher.params, x),
+                keeper=keeper,
+                log=workdir / "metrics.jsonl",
+                on_step=bar.at,
+                stopping=console.stopping,
+            )
     notes = {"command": f"configs/{cfg.name}.py", "seed": cfg.seed, "data": cfg.data.name}
     checkpoint = Checkpoint(model, params, preprocess.to_dict(), notes)
     save(checkpoint, workdir / WEIGHTS)  # before anything else can fail
@@ -80,12 +84,17 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     }
 
 
-def _teacher(options: Any, model: Model, preprocess: Preprocess) -> Any:
-    """``teacher(images [b y x c]) -> logits [b o]`` of the weights that the options name, or None."""
-    if not options.teacher:
-        return None
-    known = teacher_of(options.teacher, preprocess, model.spec.classes)
-    return lambda images: known.model.forward(known.params, images)
+def _about(cfg: Run, params: Any, train: Source, teacher: Checkpoint | None) -> dict[str, Any]:
+    """What the checkpoints are of: all that the trained parameters depend on."""
+    return {
+        "model": dict(cfg.model),
+        "begin": fingerprint(params),
+        "preprocess": dict(cfg.preprocess),
+        "data": {"name": train.name, "images": len(train), "digest": kept.seen(train)},
+        "teacher": None if teacher is None else fingerprint(teacher.params),
+        "method": {k: v for k, v in dataclasses.asdict(cfg.method).items() if k != "save_every"},
+        "seed": cfg.seed,
+    }
 
 
 def _preprocess(fields: Mapping[str, Any]) -> Preprocess:

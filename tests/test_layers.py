@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 BELOW: dict[str, set[str]] = {
     "core": set(),
     "quantizers": {"core"},
-    "models": {"core"},
+    "models": {"core", "progress"},
     "kernels": {"core"},
     "data": {"core"},
     "schedule": {"core"},
@@ -38,10 +38,14 @@ BELOW: dict[str, set[str]] = {
     "stages": set(),
     "journal": set(),
     "mistakes": set(),
+    "progress": set(),
+    "usage": {"mistakes"},
+    "describing": set(),
+    "config_files": {"core"},
     "ordering": {"core"},
     "integer": {"core", "kernels"},
     "export": {"core", "quantizers", "models", "kernels", "integer"},
-    "report": {"core"},
+    "report": {"core", "mistakes", "progress"},
     "methods": {"core", "quantizers", "train", "schedule", "accounting", "operations"},
     "config": {"core", "methods"},
 }
@@ -61,6 +65,9 @@ ABOVE_ALL = {
     "inspection",
     "bench",
     "deploy",
+    "list",
+    "looking",
+    "showing",
 }  # "" is jvq/__init__.py
 OUTSIDE_OF_CORE = {"jax", "jaxtyping", "numpy"}  # and the standard library
 LAZY = {"tensorflow", "tensorflow_datasets"}  # slow to import: inside functions only

@@ -39,6 +39,8 @@ FILES = {
     "option.py": CONFIG.format(method="igq", options="bitz=4"),
     "type.py": CONFIG.format(method="igq", options="bits='4'"),
     "choice.py": CONFIG.format(method="igq", options="qkv='heads'"),
+    "argument.py": "from jvq.core.errors import nearest\n\n\ndef get_config(arg=None):\n"
+    '    raise ValueError(f\'config argument.py:{arg}: no such model{nearest(arg, ["vit", "swin"])}\')\n',
     "supervised.py": CONFIG.format(method="supervised", options=""),
 }
 
@@ -99,8 +101,8 @@ def command(root, tmp_path, monkeypatch, capsys):
 
 IGQ = ("--config", "ROOT/igq.py")
 MISTAKES = {
-    "no config": ((), "--config is missing, e.g. --config configs/igq_demo.py"),
-    "config that is not there": (("--config", "ROOT/ipq.py"), "--config: no file '.*ipq.py' .did you mean '.*igq.py'"),
+    "no config": ((), r"--config is missing, e.g. --config igq_demo \(python -m jvq.list configs"),
+    "config that is not there": (("--config", "ROOT/ipq.py"), "--config: no file '.*ipq.py' .did you mean 'igq'"),
     "config without a value": (("--config",), "--config: no file"),
     "config in no folder": (("--config=nowhere/x.py",), "--config: no file 'nowhere/x.py'"),
     "syntax error": (("--config", "ROOT/syntax.py"), r"invalid syntax \(.*syntax.py, line 1\)"),
@@ -112,8 +114,17 @@ MISTAKES = {
     "unknown method option": (("--config", "ROOT/option.py"), "no option 'method.bitz' .did you mean 'bits'"),
     "wrong type": (("--config", "ROOT/type.py"), "config: method.bits must be int, got '4'"),
     "unknown choice": (("--config", "ROOT/choice.py"), "method.qkv: got 'heads' .did you mean 'head'"),
-    "unknown key": ((*IGQ, "--config.method.btis=3"), "config: there is no option 'btis'. Did you mean \"bits\""),
-    "unknown branch": ((*IGQ, "--config.metod.bits=3"), "config: there is no option 'metod'. Did you mean \"method\""),
+    "unknown key": (
+        (*IGQ, "--config.method.btis=3"),
+        "config: there is no option 'method.btis' .did you mean 'bits'..$",
+    ),
+    "unknown branch": (
+        (*IGQ, "--config.metod.bits=3"),
+        "config: there is no option 'metod.bits' .did you mean 'method.bits'..$",
+    ),
+    "key of another branch": ((*IGQ, "--config.groups=4"), "no option 'groups' .did you mean 'method.groups'..$"),
+    "key like no other": ((*IGQ, "--config.data.zzz=4"), "no option 'data.zzz' .there are: batch, calibration, dir"),
+    "argument of a config": (("--config", "ROOT/argument.py:swni"), "no such model .did you mean 'swin'..$"),
     "text for a number": ((*IGQ, "--config.method.bits=abc"), "--config.method.bits=abc: invalid literal"),
     "choice on the command line": ((*IGQ, "--config.method.qkv=heads"), "method.qkv: got 'heads' .did you mean 'head'"),
     "method on the command line": ((*IGQ, "--config.method.name=ipq"), "method 'ipq' is not known .did you mean 'igq'"),
@@ -138,6 +149,51 @@ def test_a_mistake_is_one_line_and_leaves_nothing(case, command, tmp_path):
     assert line.startswith("jvq: ")
     assert re.search(says, line), line
     assert [p for p in tmp_path.rglob("*") if p.name != "runs"] == []
+
+
+@pytest.mark.parametrize("asked", ["--help", "-h", "--helpshort"])
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_help_is_one_screen_of_our_own(asked, columns, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    code, out, err = command(asked, "--config.method.bits=3")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) < 30
+    assert max(map(len, lines)) < 80
+    assert len(re.findall(r"python -m jvq.main --config igq_demo", out)) == 3, "three examples"
+    for word in ("python -m jvq.list", "--dry", "--sites", "--config.KEY=VALUE", "--workdir=TEXT", "--helpfull"):
+        assert word in out
+    assert "absl" not in out
+    assert "[None]" not in out
+    if columns == "80":  # nothing was folded: it is the same on a wide terminal
+        monkeypatch.setenv("COLUMNS", "200")
+        assert [line.rstrip() for line in command(asked)[1].splitlines()] == [line.rstrip() for line in lines]
+
+
+def test_help_with_a_config_shows_what_it_sets(command, root):
+    code, out, err = command("--help", *IGQ)
+    assert (code, err) == (0, "")
+    lines = [line.strip() for line in out.splitlines()]
+    assert lines[0] == str(root / "igq.py")
+    for line in ("--config.method.groups=8", "--config.data.calibration=4", "--config.method.act_bits="):
+        assert line in lines
+    assert command("--help", "--config=ROOT/ipq.py")[0] == 2
+
+
+def test_every_flag_of_ours_is_in_the_help(command):
+    own = {flag.name for flag in flags.FLAGS.flags_by_module_dict()["jvq.main"]}
+    assert own <= set(re.findall(r"^  --(\w+)", command("--help")[1], re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    "given", [("--config", "tiny:a,b"), ("--config=configs/tiny.py:a,b",), ("--config=tiny.py:a,b",)]
+)
+def test_a_config_is_found_by_its_name(given, command, noted, tmp_path):
+    text = CONFIG.format(method="igq", options="rules=arg").replace('"tiny"', '"found"')
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "tiny.py").write_text(text)
+    assert command(*given, "--config.method.bits=3")[0] == 0
+    assert (noted[-1][0].name, noted[-1][0].rules, noted[-1][0].method.bits) == ("found", "a,b", 3)
 
 
 def test_the_traceback_can_be_asked_for(command, monkeypatch):
@@ -241,11 +297,21 @@ def test_parts_that_are_done_are_left_out_on_resuming(command, noted, tmp_path, 
     assert [str(folder) for _, folder in noted[before:]] == [str(tmp_path / "work" / "small")]
 
 
-def test_resuming_needs_parts_and_a_folder(command, root, tmp_path):
-    for args in ((*IGQ, "--workdir", tmp_path / "work"), ("--config", root / "parts.py")):
+def test_resuming_needs_a_folder(command, root):
+    for args in (IGQ, ("--config", root / "parts.py")):
         code, _, err = command(*args, "--resume")
         assert code == 2
-        assert "--resume goes on with a config of several parts in the folder that --workdir names" in err
+        assert "--resume goes on in the folder that --workdir names" in err
+
+
+def test_resuming_a_run_that_has_ended_does_nothing(command, noted, tmp_path):
+    args = (*IGQ, "--workdir", tmp_path / "work", "--resume")
+    assert command(*args)[0] == 0
+    (tmp_path / "work" / "unfinished").mkdir()  # it was killed just before it had removed this
+    code, out, _ = command(*args)
+    assert (code, len(noted)) == (0, 1)
+    assert f"done already: {tmp_path / 'work'}" in " ".join(out.split("\n"))
+    assert [p.name for p in (tmp_path / "work").iterdir()] == ["report.json"]
 
 
 def test_a_failed_run_removes_the_folder_that_it_made_and_no_other(command, monkeypatch, tmp_path):
@@ -301,14 +367,16 @@ def test_the_process_runs_and_writes_a_report(root, tmp_path):
     args = ("--config.rules=block*=float,head*=float,patch.x=float", "--config.data.images=5", "--workdir=work")
     code, out, err = process(root, *IGQ, *args, cwd=tmp_path)
     assert (code, err) == (0, "")
-    assert "report: work/report.md" in out.splitlines()
+    assert "report: work/report.html" in out.splitlines()
     found = json.loads((tmp_path / "work" / "report.json").read_text())
     assert list(found["sites"]) == ["patch.w"]
     assert found["rows"][1]["top1"] is None
     assert found["data"]["images"] == 5
     assert found["command"].startswith("python -m jvq.main --config")
     assert found["schema"] == report.SCHEMA
-    assert sorted(os.listdir(tmp_path / "work")) == ["packed.safetensors", "report.json", "report.md"]
+    written = sorted(os.listdir(tmp_path / "work"))
+    assert {"packed.safetensors", "report.json", "report.md"} <= {*written}
+    assert not [name for name in written if name.endswith(".part")]
 
 
 @pytest.mark.parametrize(("asked", "told"), [([], False), (["--verbosity=0"], True)])

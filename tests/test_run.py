@@ -149,7 +149,9 @@ def test_what_is_written_is_what_comes_back_and_nothing_else(ran):
     report, workdir = ran
     assert strictly(workdir / "report.json") == json.loads(json.dumps(report))
     assert (workdir / "report.md").read_text() == markdown(report)
-    assert sorted(p.name for p in workdir.iterdir()) == ["groups.png", "packed.safetensors", "report.json", "report.md"]
+    assert sorted(p.name for p in workdir.iterdir()) == [
+        "groups.png", "packed.safetensors", "report.html", "report.json", "report.md",
+    ]  # fmt: skip
 
 
 def test_the_packed_model_that_is_written_is_the_row_of_the_table(ran, root):
@@ -261,7 +263,7 @@ def losses(workdir):
 def test_training_writes_weights_metrics_and_a_report(trained):
     report, workdir = trained["first"]
     assert sorted(p.name for p in workdir.iterdir()) == [
-        "metrics.jsonl", "report.json", "report.md", "weights.safetensors",
+        "metrics.jsonl", "report.html", "report.json", "report.md", "weights.safetensors",
     ]  # fmt: skip
     assert sorted(report) == sorted(REPORT.split())
     assert [row["name"] for row in report["rows"]] == ["float"]

@@ -1,4 +1,11 @@
-"""The command: ``python -m jvq.bench``."""
+"""Float, int8, packed, grouped and binary models beside bf16, onnxruntime and torch: time and memory.
+
+  python -m jvq.bench                          ViT-B and DeiT-T, 1 and 8 images
+  python -m jvq.bench --models=tiny --batches=1 --rounds=3       in half a minute
+  python -m jvq.bench --only='jvq-w8*' --out=times.json          some variants
+
+Medians of interleaved rounds, and speed over the float model's.
+"""
 
 import logging
 import os
@@ -7,6 +14,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from jvq import usage
 from jvq.mistakes import one_line
 
 MODELS = flags.DEFINE_list("models", ["vit_b", "deit_t"], "Models: vit_b, deit_t, tiny")
@@ -64,7 +72,8 @@ def entry() -> None:
         with one_line(ValueError):
             main(argv)
 
-    app.run(guarded)
+    names = ("models", "batches", "only", "rounds", "threads", "memory", "out")
+    app.run(guarded, flags_parser=usage.reader(__doc__ or "", names))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from jvq.bench.timing import Spent, Spread
 from jvq.bench.variants import BASE
+from jvq.core import files
 
 HEAD = ("model", "batch", "variant", "CPU ms", "quartiles", "speed", "wall ms", "quartiles", "speed", "weights MB")
 Row = dict[str, Any]
@@ -61,6 +62,4 @@ def _cells(r: Row) -> list[str]:
 
 def write(report: Mapping[str, Any], path: Path) -> None:
     """Writes the numbers as JSON, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(report, indent=1))
-    part.replace(path)
+    files.replace(path, json.dumps(report, indent=1))

@@ -93,7 +93,7 @@ def calibrate_all(
         for quantizer in wanted[address]:
             wanted[address][quantizer] = _init(quantizer, weight, known[address].letters, address)
     apart = {a: {q.apart for q in wanted[a]} for a in known if a in wanted and known[a].path is None}
-    kept = observe(forward, params, images, apart, known, batch=batch, values=values)
+    kept = observe(forward, params, images, apart, known, batch=batch, values=values, track=track)
     for address in track(list(apart), "calibrating"):
         samples = kept.pop(address)
         for quantizer in wanted[address]:
@@ -154,6 +154,7 @@ def observe(
     *,
     batch: int = 8,
     values: int = VALUES,
+    track: Track = silent,
 ) -> dict[str, dict[str, Samples]]:
     """Samples of the float model's activations from one pass over the images: {address: {axes told apart: samples}}."""
 
@@ -161,7 +162,7 @@ def observe(
         return {}
     kinds = tuple((address, tuple(sorted(kinds))) for address, kinds in apart.items())
     run = partial(_observed, forward, kinds, max(1, values // len(images)), params)
-    return _over_batches(run, images, batch)
+    return _over_batches(run, images, batch, track)
 
 
 @partial(jax.jit, static_argnums=range(3))
@@ -185,10 +186,10 @@ def observing(tape: Tape, apart: Apart, first: jax.Array, count: int, inner: Dot
 
 
 def _over_batches(
-    run: Callable[[jax.Array, jax.Array], Tape], images: np.ndarray, batch: int
+    run: Callable[[jax.Array, jax.Array], Tape], images: np.ndarray, batch: int, track: Track = silent
 ) -> dict[str, dict[str, Samples]]:
     """The samples of all batches, joined."""
-    starts = range(0, len(images), batch)
+    starts = track(range(0, len(images), batch), "observing activations")
     tapes = [jax.device_get(run(jnp.asarray(images[i : i + batch]), jnp.int32(i))) for i in starts]
     return {a: {kind: joined([tape[a][kind] for tape in tapes]) for kind in tapes[0][a]} for a in tapes[0]}
 

@@ -1,6 +1,8 @@
 """Packed: a weight as really packed integers, in the place of its float array in the parameter tree."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -45,6 +47,20 @@ class Encoded:
         raise NotImplementedError
 
 
+def sized(stored: Mapping[str, Any], shape: tuple[int, ...]) -> str:
+    """``scale [1,192], 6.2 KiB of 48.0 KiB``: small arrays by name, and all beside float32 of ``shape``, from shapes.
+
+    None of them is read: they may be tracers, or shapes alone. What has no shape (in a tree map) is shown as it is.
+    """
+    known = {name: x for name, x in stored.items() if x is not None}
+    if not known or not all(hasattr(x, "shape") and hasattr(x, "dtype") for x in known.values()):
+        return ", ".join(f"{name}={x!r}" for name, x in stored.items())
+    others = [*known][1:]
+    shapes = [f"{name} [{','.join(map(str, known[name].shape))}]" for name in others]
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in known.values())
+    return ", ".join([*shapes, f"{size / 1024:.1f} KiB of {math.prod(shape) * 4 / 1024:.1f} KiB"])
+
+
 def is_encoded(x: Any) -> bool:
     """Whether ``x`` is a leaf of a parameter tree that stands for a float array: for ``is_leaf`` of a tree's map."""
     return isinstance(x, Encoded)
@@ -82,6 +98,11 @@ class Packed(Encoded):
     def nbytes(self) -> int:
         """Bytes of the codes, scales and zero points."""
         return self.planes.nbytes + self.scale.nbytes + (0 if self.zero is None else self.zero.nbytes)
+
+    def __repr__(self) -> str:
+        bits = self.planes.shape[0] if getattr(self.planes, "shape", ()) else "?"
+        stored = {"planes": self.planes, "scale": self.scale, "zero": self.zero}
+        return f"Packed({bits}-bit [{','.join(map(str, self.shape))}], {sized(stored, self.shape)})"
 
     def codes(self) -> Codes:
         """The integers with their scale and zero point, if they have one."""

@@ -1,5 +1,6 @@
 """Images in a folder: one sub-folder a class, or a flat folder without labels."""
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,10 +9,14 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from jvq.core import reading
 from jvq.core.errors import nearest
 from jvq.data.records import CorruptImage, Record
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  #: whatever the name ends in; Pillow hands others to programs
+DEEPEST = 64  #: folders in each other
+SLENDER = 1000  #: times that a side may be the other: its short side grows to hundreds of pixels, and the other with it
 
 
 class ImageFolder:
@@ -44,23 +49,32 @@ class ImageFolder:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> Record:
-        return {"image": read_image(self.paths[i]), "label": int(self.labels[i])}
+        try:
+            return {"image": read_image(self.paths[i]), "label": int(self.labels[i])}
+        except CorruptImage:
+            if not self.dir.is_dir():  # else every image from here on would count as one that cannot be read
+                raise ValueError(f"source 'folder': {self.dir} is not there any more") from None
+            raise
 
 
 def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "y x 3"]:
     """The image file as RGB uint8 [y,x,3]; transparency and EXIF rotation are ignored, 16-bit grey keeps its high byte.
 
-    Raises ``CorruptImage``, naming the file, where it is missing, truncated or not an image.
+    Raises ``CorruptImage``, naming the file, where it is missing, truncated, not an image, or unfolds to more pixels
+    than Pillow's ``MAX_IMAGE_PIXELS``, of which Pillow itself warns only.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            short, long = sorted(image.size)
+            if short * long > (Image.MAX_IMAGE_PIXELS or math.inf) or long > SLENDER * max(short, 1):
+                raise ValueError(f"{image.height}x{image.width} pixels are more, or more slender, than is read")
             if image.mode.startswith("I;16"):  # Pillow would clip at 255
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=-1)
             if "transparency" in image.info:  # Pillow warns where a palette's transparency goes straight to RGB
                 image = image.convert("RGBA")
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise CorruptImage(f"{os.fspath(path)}: not a readable image ({error})") from error
+    except (*reading.BROKEN, SyntaxError, Image.DecompressionBombError, Warning) as error:  # warnings may be errors
+        raise CorruptImage(reading.line(f"{os.fspath(path)}: not a readable image ({error})")) from error
 
 
 def existing_folder(path: Path) -> Path:
@@ -95,11 +109,15 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
     return [entry.path for entry in entries if entry.is_file()], visible
 
 
-def _images_below(folder: str) -> Iterable[str]:
+def _images_below(folder: str, above: frozenset[str] = frozenset()) -> Iterable[str]:
+    """The images at any depth. ``ValueError``: a link leads back to a folder that it lies in."""
+    real = os.path.realpath(folder)
+    if real in above or len(above) > DEEPEST:
+        raise ValueError(reading.line(f"source 'folder': {folder} lies in itself, or more than {DEEPEST} folders deep"))
     files, folders = _entries(Path(folder))
     yield from (path for path in files if _is_image(path))
     for inner in folders:
-        yield from _images_below(inner)
+        yield from _images_below(inner, above | {real})
 
 
 def _nothing_in(root: Path, files: list[str], folders: list[str]) -> str:

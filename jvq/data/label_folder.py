@@ -1,14 +1,13 @@
 """The files of a folder of soft labels: each is whole or not there, and a header says what they are.
 
-Every file is written under a temporary name beside its own, flushed to the disk and then renamed: whoever is killed
-leaves at most a ``*.part`` that nobody reads. Which shards are finished, and their SHA-256, stands in ``shards.jsonl``.
+Every file is written as a whole (:mod:`jvq.core.files`). Which shards are finished, and their SHA-256, stands in
+``shards.jsonl``.
 """
 
 import contextlib
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from jvq.core import files, reading
+
 SCHEMA = 1
 HEADER, SHARDS, CHOSEN = "header.json", "shards.jsonl", "chosen.npy"
 ALL = "all"  #: in the header's ``chosen``: every image of the source has labels
-FIELDS = {
-    "schema", "source", "of", "images", "chosen", "fingerprint", "classes", "crops", "keep", "policy", "preprocess",
-    "seed", "teacher", "digest", "shard",
+KINDS = {
+    "schema": int, "source": str, "of": int, "images": int, "chosen": str, "fingerprint": str, "classes": int,
+    "crops": int, "keep": int, "policy": dict, "preprocess": dict, "seed": int, "teacher": str, "digest": str,
+    "shard": int,
 }  # fmt: skip
+FIELDS = set(KINDS)
+LARGEST = 2**16  #: classes that an index can tell apart
+ABOVE = 1.1  #: what probabilities, each rounded to float16, add up to at most
+POSITIVE = ("of", "images", "classes", "crops", "keep", "shard")
 
 Header = Mapping[str, Any]
 Finished = dict[int, tuple[int, str]]
@@ -52,17 +58,7 @@ def digest_of(chosen: Int[np.ndarray, " n"]) -> str:
 
 def replace(path: Path, content: bytes) -> None:
     """Puts ``content`` into the file as a whole: it is on the disk when the name is."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name, too
-    finally:
-        os.close(folder)
+    files.replace(path, content, "soft labels: ")
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -98,10 +94,10 @@ def read_header(folder: Path) -> dict[str, Any] | None:
     """The header, None where there is none; ``ValueError`` where it cannot be read."""
     path = folder / HEADER
     try:
-        header = json.loads(path.read_bytes())
+        header = reading.json_value(path.read_bytes(), f"soft labels: {path} cannot be read")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ValueError(f"soft labels: {path} cannot be read: {error}") from error
     if not isinstance(header, dict):
         raise ValueError(f"soft labels: {path} must hold a JSON object, got {type(header).__name__}")
@@ -120,11 +116,11 @@ def finished(folder: Path, header: Header) -> Finished:
     What stands after a line that cannot be read, or is of a shard that cannot be, is not there.
     """
     found: Finished = {}
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
         for line in map(json.loads, (folder / SHARDS).read_text().splitlines()):
             number, rows = int(line["shard"]), int(line["rows"])
             if number >= 0 and rows == min(header["shard"], header["images"] - number * header["shard"]):
-                found[number] = (rows, line["sha256"])
+                found[number] = (rows, str(line["sha256"]))
     return {number: found[number] for number in sorted(found) if (folder / shard_name(number)).is_file()}
 
 
@@ -133,6 +129,12 @@ def opened(folder: Path) -> tuple[dict[str, Any], Finished, Int[np.ndarray, " n"
 
     Raises ``ValueError`` for a folder that is missing, not finished, damaged, or of an unknown schema.
     """
+    with reading.shown(f"soft labels: {folder}"):
+        return _opened(folder)
+
+
+def _opened(folder: Path) -> tuple[dict[str, Any], Finished, Int[np.ndarray, " n"]]:
+    """The same, its errors with whatever letters are in the folder."""
     header = read_header(folder)
     if header is None:
         raise ValueError(f"soft labels: no {HEADER} in {folder}: no labels were written there")
@@ -140,16 +142,40 @@ def opened(folder: Path) -> tuple[dict[str, Any], Finished, Int[np.ndarray, " n"
         raise ValueError(f"soft labels: {folder} has schema {header.get('schema')}, this version reads {SCHEMA}")
     if missing := FIELDS - set(header):
         raise ValueError(f"soft labels: {folder / HEADER} has no {', '.join(sorted(missing))}")
+    for name, kind in KINDS.items():
+        if type(header[name]) is not kind or (name in POSITIVE and header[name] < 1):
+            raise ValueError(f"soft labels: {folder / HEADER}: {name} cannot be {header[name]!r}")
+    if not header["keep"] <= header["classes"] <= LARGEST:
+        raise ValueError(
+            f"soft labels: {folder / HEADER}: {header['keep']} of {header['classes']} classes cannot be kept"
+        )
     shards, count = finished(folder, header), shard_count(header)
     if len(shards) < count:
         raise ValueError(f"soft labels: {folder} has {len(shards)} of {count} shards: write again, it goes on there")
+    held = sum((folder / shard_name(number)).stat().st_size for number in shards)
+    if header["images"] > held or header["crops"] * header["keep"] > held:  # a byte each, at the very least
+        raise ValueError(f"soft labels: {folder / HEADER} claims {header['images']} images, in {held} bytes of shards")
     if header["chosen"] == ALL:
         return header, shards, np.arange(header["images"])
     path = folder / CHOSEN
     try:
-        chosen = np.load(path)
-        if digest_of(chosen) != header["chosen"]:
+        chosen = reading.npy_file(path)
+        if chosen.dtype.kind not in "iu" or digest_of(chosen) != header["chosen"]:
             raise ValueError("it holds other numbers")
-    except (OSError, ValueError, EOFError) as error:
+        if chosen.shape != (header["images"],) or chosen.min() < 0 or chosen.max() >= header["of"]:
+            raise ValueError(f"it must hold {header['images']} places of {header['of']}")
+    except (OSError, ValueError) as error:
         raise ValueError(f"soft labels: {path} is not as it was written: {error}") from error
     return header, shards, chosen
+
+
+def problem(records: np.ndarray, rows: int, kind: np.dtype, classes: int) -> str:
+    """What is wrong with the records of a shard, whoever wrote them; empty where nothing is."""
+    if records.shape != (rows,) or records.dtype != kind:
+        return f"must hold {rows} of {kind}, got {records.dtype} {records.shape}"
+    if (most := records["index"].max()) >= classes:
+        return f"has labels of class {most}, of {classes}"
+    value = records["value"].astype(np.float32)
+    if not ((0 <= value) & (value <= 1)).all() or value.sum(axis=-1).max() > ABOVE:
+        return "has values that are no probabilities"
+    return "" if np.isfinite(records["box"]).all() else "has boxes that are not finite"

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
 
+from jvq.core.calibrate import Track, silent
 from jvq.data.records import CorruptImage, Gathers, Records, Source
 from jvq.data.transforms import Preprocess
 
@@ -86,7 +87,7 @@ def batches(
     return Loader(source, preprocess, batch_size, indices)
 
 
-def sample(source: Source, preprocess: Preprocess, count: int, seed: int) -> Sample:
+def sample(source: Source, preprocess: Preprocess, count: int, seed: int, track: Track = silent) -> Sample:
     """``count`` images drawn without replacement by ``numpy.random.default_rng(seed)``: images float32 [count,y,x,c].
 
     A corrupt image is replaced by the next drawn. Raises ``ValueError`` where the source has fewer than ``count``
@@ -97,7 +98,7 @@ def sample(source: Source, preprocess: Preprocess, count: int, seed: int) -> Sam
     found, at = 0, 0
     while found < count and at < len(order):
         rows = order[at : at + count - found]
-        images, labels, good, _ = _read(source, preprocess, rows)
+        images, labels, good, _ = _read(source, preprocess, rows, track)
         parts.append(Sample(images, labels, rows[good]))
         found, at = found + len(good), at + len(rows)
     if found < count or count < 1:
@@ -132,14 +133,14 @@ def train_batches(
 
 
 def _read(
-    source: Source, preprocess: Preprocess, rows: Int[np.ndarray, " b"]
+    source: Source, preprocess: Preprocess, rows: Int[np.ndarray, " b"], track: Track = silent
 ) -> tuple[Float32[np.ndarray, "g y x c"], Int32[np.ndarray, " g"], Int[np.ndarray, " g"], list[str]]:
     """The images and labels at ``rows`` that can be read, their positions in ``rows``, and a line for each other."""
     if isinstance(source, Gathers):
         records = source.__getitems__(rows)
         return preprocess.batch(records["image"]), records["label"], np.arange(len(rows)), []
     images, labels, good, errors = [], [], [], []
-    for position, row in enumerate(rows):
+    for position, row in enumerate(track(rows, f"reading images of {source.name}")):
         try:
             record = source[int(row)]
         except CorruptImage as error:

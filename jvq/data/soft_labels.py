@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int32, Integer, UInt8
 
+from jvq.core import reading
 from jvq.core.calibrate import Track, silent
 from jvq.core.errors import nearest
 from jvq.data import label_folder
@@ -32,7 +33,6 @@ from jvq.data.transforms import Preprocess
 
 LOOKED_AT = 16  # images that stand for all when a folder is opened
 OPEN = 256  # shards mapped at once: each holds a file descriptor, of which a process often has 1024
-LARGEST = 2**16  # classes that an index can tell apart
 MODES = ("smooth", "renorm", "hard")
 
 Teacher = Callable[[np.ndarray], Any]
@@ -113,11 +113,11 @@ class SoftLabels:
                     if label_folder.digest(path) != digest:
                         raise ValueError("its SHA-256 is another")
                     self._verified.add(shard)
-            records = np.load(path, mmap_mode="r")
+            records = reading.npy_mapped(path)
         except (OSError, ValueError) as error:
             raise ValueError(f"soft labels: {path} is not as it was written: {error}") from error
-        if records.shape != (rows,) or records.dtype != self._type:
-            raise ValueError(f"soft labels: {path} must hold {rows} of {self._type}, got {records.dtype}")
+        if problem := label_folder.problem(records, rows, self._type, self.classes):
+            raise ValueError(f"soft labels: {path} {problem}")
         return records
 
 
@@ -360,8 +360,10 @@ def _check(
     source: Source, classes: int, crops: int, keep: int, seed: int, shard: int, batch: int, indices: Any
 ) -> Int[np.ndarray, " n"]:
     """The places in the source of the images that get labels; ``ValueError`` for arguments that cannot be."""
-    if not 1 <= classes <= LARGEST:
-        raise ValueError(f"soft labels: classes must be 1 to {LARGEST} (an index has 16 bits), got {classes}")
+    if not 1 <= classes <= label_folder.LARGEST:
+        raise ValueError(
+            f"soft labels: classes must be 1 to {label_folder.LARGEST} (an index has 16 bits), got {classes}"
+        )
     if not 1 <= keep <= classes:
         raise ValueError(f"soft labels: keep must be 1 to {classes}, the classes, got {keep}")
     for name, number in (("crops", crops), ("shard", shard), ("batch", batch)):

@@ -6,13 +6,13 @@ What a source is stands in ``jvq.data.records``; the folder in ``jvq.data.folder
 import difflib
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from jvq.core import reading
 from jvq.core.errors import nearest
 from jvq.data import embedded
 from jvq.data.folder import ImageFolder, existing_folder
@@ -42,7 +42,13 @@ class Npz(InMemory):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         path = Path(path)
         where = f"source 'npz': {path}"
-        arrays = _arrays(path, where)
+        with reading.shown(where):
+            images, labels = self._checked(_arrays(path, where), where)
+        super().__init__("npz", images, labels)
+
+    @staticmethod
+    def _checked(arrays: Mapping[str, np.ndarray], where: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels."""
         images = _array(arrays, ("image", "images"), where)
         if images is None:
             raise ValueError(f"{where}: no array 'images'{nearest('images', arrays)}")
@@ -56,7 +62,9 @@ class Npz(InMemory):
         labels = np.full(len(images), -1) if labels is None else labels
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
             raise ValueError(f"{where}: labels must be integers [{len(images)}], got {labels.dtype} {labels.shape}")
-        super().__init__("npz", images, labels)
+        if labels.min() < -1 or labels.max() >= 2**31:
+            raise ValueError(f"{where}: labels must be from -1 to 2**31 - 1, got {labels.min()} to {labels.max()}")
+        return images, labels
 
 
 class Tfds:
@@ -152,14 +160,13 @@ def _split_file(root: Path, split: str) -> Path:
 
 
 def _arrays(path: Path, where: str) -> dict[str, np.ndarray]:
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # numpy leaves a broken one open
-            return {key: file[key] for key in file.files}
-    except FileNotFoundError as error:
+    if not path.exists():
         there = sorted(p.name for p in path.parent.glob("*"))
-        raise ValueError(f"{where}: no such file{nearest(path.name, there)}") from error
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{where}: not a readable .npz ({error})") from error
+        raise ValueError(f"{where}: no such file{nearest(path.name, there)}")
+    try:
+        return reading.npz(path, where)
+    except ValueError as error:
+        raise ValueError(f"{where}: not a readable .npz ({str(error).removeprefix(f'{where}: ')})") from None
 
 
 def _array(arrays: Mapping[str, np.ndarray], names: tuple[str, str], where: str) -> np.ndarray | None:

@@ -8,8 +8,12 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from jvq.core import reading
 from jvq.core.errors import nearest
+from jvq.core.typed import checked
 
+SIDE = 2**14  #: pixels a side that an image may get
+LARGEST = 2**28  #: pixels that an image may have on the way: one of a row of pixels would grow without bound
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -39,6 +43,8 @@ class Preprocess:
             raise ValueError(f"preprocess: size must be two positive numbers (y, x), got {self.size}")
         if self.resize is not None and self.resize < 1:
             raise ValueError(f"preprocess: resize must be a positive number of pixels or None, got {self.resize}")
+        if max(*self.size, self.resize or 1) > SIDE:
+            raise ValueError(f"preprocess: no side may get more than {SIDE} pixels, got {self.size}, {self.resize}")
         if self.interpolation not in FILTERS:
             raise ValueError(
                 f"preprocess: no interpolation '{self.interpolation}'{nearest(self.interpolation, FILTERS)}"
@@ -89,7 +95,13 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
-        """The inverse of ``to_dict``. Raises ``ValueError`` for a key that is missing or unknown."""
+        """The inverse of ``to_dict``. Raises ``ValueError`` for a key that is missing or unknown, or a wrong type."""
+        with reading.shown("preprocess"):
+            return cls._from_dict(values)
+
+    @classmethod
+    def _from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
+        """The same, its errors with whatever letters are in the keys."""
         known = [field.name for field in fields(cls)]
         for key in values:
             if key not in known:
@@ -97,9 +109,9 @@ class Preprocess:
         for key in known:
             if key not in values:
                 raise ValueError(f"preprocess: no '{key}' in {sorted(values)}")
-        y, x = values["size"]
-        mean, std = (tuple(float(value) for value in values[key]) for key in ("mean", "std"))
-        return cls((y, x), values["resize"], values["interpolation"], mean, std)
+        found = checked(cls, values, "preprocess")
+        mean, std = (tuple(float(value) for value in found[key]) for key in ("mean", "std"))
+        return cls(found["size"], found["resize"], found["interpolation"], mean, std)
 
 
 def with_channels(image: UInt8[np.ndarray, "y x c"], channels: int) -> UInt8[np.ndarray, "y x c2"]:
@@ -120,6 +132,10 @@ def _resize_short_side(
     if min(y, x) == short:
         return image
     to = (short * x // y, short) if y <= x else (short, short * y // x)  # Pillow's order: x, y
+    if to[0] * to[1] > LARGEST:
+        raise ValueError(
+            f"preprocess: an image of {y}x{x} pixels would be {to[1]}x{to[0]} at {short} on its short side"
+        )
     small = np.asarray(Image.fromarray(image if c == 3 else image[..., 0]).resize(to, how))
     return small.reshape(to[1], to[0], c)
 

@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvq.core import reading
 from jvq.core.errors import nearest
 from jvq.core.packed import Packed
 from jvq.core.quantizer import Quantizer
 from jvq.core.recipe import Sites, resolve, sites
 from jvq.export import quantizer_text
 from jvq.export.deployment import Deployment
-from jvq.models import ARCHITECTURES, Model, build
+from jvq.models import ARCHITECTURES, Model
+from jvq.models.weights import bounds
 
 FORMAT, VERSION = "jvq-packed", 1
 HEADER = {  # every key, and what stands there
@@ -136,11 +138,7 @@ def _whole_zero(zero: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 def parsed(text: str | bytes, where: str) -> dict[str, Any]:
     """The header in a text. ``ValueError``: no JSON, another format, a newer schema, a key that lacks or is unknown."""
-    try:
-        header = json.loads(text)
-        json.dumps(header, allow_nan=False)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"packed: the header of {where} is not JSON: {error}") from None
+    header = reading.json_value(text, f"packed: the header of {where} is not JSON")
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         got = header.get("format") if isinstance(header, dict) else header
         raise ValueError(f"packed: {where} is no packed model of jvq: its format is {got!r}, not '{FORMAT}'")
@@ -211,7 +209,7 @@ def _model(entry: Mapping[str, Any]) -> Model:
     name, spec = entry.get("architecture"), entry.get("spec")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ValueError(f"architecture {name!r} is not known{nearest(str(name), ARCHITECTURES)}")
-    return build(name, quantizer_text.checked(ARCHITECTURES[name][0], spec, f"the Spec of '{name}'"))
+    return bounds.built(name, spec, "its header")
 
 
 def _check_same(found: Model, wanted: Model) -> None:

@@ -6,14 +6,16 @@ from typing import Any
 
 import jax
 
-from jvq.core.dot import Dot, packed_dot, quantized
+from jvq.core.dot import Dot
 from jvq.core.freeze import freeze
 from jvq.core.quantizer import Quantizer, State
 from jvq.core.recipe import Sites, sites
-from jvq.integer import Way, integer_dot, prepared, ways
+from jvq.core.whole import whole_dot
+from jvq.integer import Way, compiled, integer_dot, prepared, ways
 from jvq.integer.rows import Weights
 from jvq.models import Model
 from jvq.models.weights import Checkpoint
+from jvq.models.weights.native import described
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Deployment:
     recipe: Mapping[str, str]  # every address that is quantised, weights too, and by what, for readers
     protocol: Mapping[str, Any]  # widths of the ends, granularity, calibration set, seed: what belongs to every result
     notes: Mapping[str, Any]  # where the float weights come from
+
+    def __repr__(self) -> str:
+        return f"Deployment({described(self.model, self.params)}; {len(self.plan)} activations quantised)"
 
     @classmethod
     def of(
@@ -45,7 +50,7 @@ class Deployment:
 
     def dot(self, qstate: Mapping[str, State] | None = None) -> Dot:
         """The dot that computes with packed weights and fake-quantised activations in float32: the reference."""
-        return packed_dot(quantized(self.plan, self.qstate if qstate is None else qstate))
+        return whole_dot(self.plan, self.qstate if qstate is None else qstate)
 
     def forward(self, images: jax.typing.ArrayLike) -> jax.Array:
         """Images [b y x c] to outputs [b ...] by that dot."""
@@ -63,7 +68,7 @@ class Deployment:
         """
         rows = prepared(self.params, self.known, weights)
 
-        @jax.jit
+        @compiled
         def run(rows: Any, qstate: Mapping[str, State], images: jax.Array) -> jax.Array:
             return self.model.forward(rows, images, integer_dot(self.plan, qstate, impl=impl, count=weights == "small"))
 

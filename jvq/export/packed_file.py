@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jvq.core import reading
 from jvq.export.contents import FORMAT, Arrays, Contents, contents, parsed, restored
 from jvq.export.deployment import Deployment
 from jvq.models import Model
@@ -22,6 +23,7 @@ OURS = LISTED, SMALL, DIGEST = "jvq.header", "jvq.small", "jvq.digest"  #: tenso
 METADATA = {"format": f'"{FORMAT}"'}  #: one key, since safetensors has no fixed order for more
 OWN = 2**14  #: bytes from which an array is a tensor of its own
 LONGEST = 2**26  #: bytes of a header
+MEMORY = 2**27  #: bytes that unfolding it may take: its own first bytes say how much
 
 
 def save(deployment: Deployment, path: str | Path) -> None:
@@ -49,6 +51,12 @@ def load(path: str | Path, model: Model | None = None) -> Deployment:
     format, a newer schema, an edited or damaged file, another model; nothing is loaded in part.
     """
     path = Path(path)
+    with reading.shown(f"packed: {path}"):
+        return _load(path, model)
+
+
+def _load(path: Path, model: Model | None) -> Deployment:
+    """The same, its errors with whatever letters are in the file."""
     tensors = _tensors(path)
     text = _inflated(tensors.pop(LISTED), path)
     header, digest = parsed(text, str(path)), tensors.pop(DIGEST)
@@ -85,7 +93,7 @@ def _tensors(path: Path) -> Arrays:
 def _inflated(stored: np.ndarray, path: Path) -> bytes:
     """The text behind the compressed header."""
     try:
-        opened = lzma.LZMADecompressor()
+        opened = lzma.LZMADecompressor(memlimit=MEMORY)
         text = opened.decompress(stored.tobytes(), LONGEST)
     except lzma.LZMAError as error:
         raise ValueError(f"packed: {path} is damaged or was edited: its header does not unfold: {error}") from None

@@ -5,13 +5,13 @@ when those are there, so the folder holds the old deployment or the new one.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jvq.core import files, reading
 from jvq.export.contents import Arrays, Contents, contents, one_line, parsed, restored
 from jvq.export.deployment import Deployment
 from jvq.models import Model
@@ -33,9 +33,7 @@ def save_folder(deployment: Deployment, folder: str | Path) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / name).absolute(), _nested(found.arrays))
     about = {"digest": found.digest, "arrays": name, "header": found.header}
-    part = folder / (ABOUT + ".part")
-    part.write_text(json.dumps(about, indent=1, allow_nan=False))
-    os.replace(part, folder / ABOUT)
+    files.replace(folder / ABOUT, json.dumps(about, indent=1, allow_nan=False), "packed: ")
     for old in before:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -43,6 +41,12 @@ def save_folder(deployment: Deployment, folder: str | Path) -> None:
 def load_folder(folder: str | Path, model: Model | None = None) -> Deployment:
     """The deployment in ``folder``, its numbers to the bit; checked as a file is (:func:`jvq.export.load`)."""
     folder = Path(folder)
+    with reading.shown(f"packed: {folder}"):
+        return _load(folder, model)
+
+
+def _load(folder: Path, model: Model | None) -> Deployment:
+    """The same, its errors with whatever letters are in the folder."""
     about = _about(folder)
     header = parsed(json.dumps(about["header"]), str(folder / ABOUT))
     found = Contents(header, _arrays(header["arrays"], folder, about["arrays"]))
@@ -61,11 +65,11 @@ def _about(folder: Path) -> dict[str, Any]:
     """What ``deployment.json`` says."""
     path = folder / ABOUT
     try:
-        about = json.loads(path.read_text())
+        about = reading.json_value(path.read_bytes(), f"packed: {path} cannot be read as JSON")
     except FileNotFoundError:
         raise ValueError(f"packed: there is no {path}: the folder holds no packed model, or not a whole one") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"packed: {path} cannot be read as JSON: {error}") from None
+    except OSError as error:
+        raise ValueError(f"packed: {path} cannot be read: {error}") from None
     if not isinstance(about, dict) or set(about) != {"digest", "arrays", "header"}:
         raise ValueError(f"packed: {path} must have digest, arrays and header")
     name = about["arrays"]

@@ -11,7 +11,7 @@ import numpy as np
 
 from jvq.core import axes
 from jvq.core.errors import nearest
-from jvq.core.packed import Encoded, Packed, is_encoded
+from jvq.core.packed import Encoded, Packed, is_encoded, sized
 from jvq.core.quantizer import Codes
 from jvq.core.recipe import Operand, Sites, path_of
 from jvq.kernels.binary_matmul import pack_words, unpack_words
@@ -103,6 +103,11 @@ class Rows(Encoded):
     def nbytes(self) -> int:
         """Bytes of the codes and of what belongs to them."""
         return sum(int(a.nbytes) for a in (self.codes, self.scale, self.zero, self.sums) if a is not None)
+
+    def __repr__(self) -> str:
+        stored = {"codes": self.codes, "scale": self.scale, "zero": self.zero, "sums": self.sums}
+        what = f"{self.bits}-bit {self.letters} [{','.join(map(str, self.shape))}] as {self.form}"
+        return f"Rows({what}, {sized(stored, self.shape)})"
 
     def int8(self) -> jax.Array:
         """The codes as int8 [p n k]."""

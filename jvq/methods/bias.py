@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvq.core import axes
+from jvq.core.calibrate import Track, silent
 from jvq.core.dot import float_dot, packed_dot, quantized
 from jvq.core.quantizer import State
 from jvq.core.recipe import Forward, Plan, Sites, forms, path_of
@@ -57,11 +58,12 @@ def mean_errors(
     known: Sites,
     *,
     batch: int,
+    track: Track = silent,
 ) -> dict[str, np.ndarray]:
     """The corrections, each product on the float model's operands: one pass over the images."""
     sites = _corrected(params, plan, known)
     total: dict[str, Any] = {}
-    for i in range(0, len(images), batch):
+    for i in track(range(0, len(images), batch), "correcting biases"):
         x = jnp.asarray(images[i : i + batch])
         for site, found in jax.device_get(_parallel(forward, forms(plan), sites, params, dict(qstate), x)).items():
             total[site] = total.get(site, 0.0) + np.asarray(found, np.float64)

@@ -49,7 +49,7 @@ def fitted(
         some = images[: settings.images]
         corrections = sequential_mean_errors(forward, params, some, plan, qstate, known)
     elif settings.correct:  # what the search estimated on some rows, on all of them
-        corrections = mean_errors(forward, params, images, plan, qstate, known, batch=settings.batch)
+        corrections = mean_errors(forward, params, images, plan, qstate, known, batch=settings.batch, track=track)
     corrected = with_bias_corrections(params, known, corrections) if corrections else None
     return Fitted(plan, qstate, {"search": notes}, corrected)
 

@@ -71,7 +71,9 @@ def mixed(
         raw = sweep_modules(forward, params, some, parts, shared, states, batch=settings.batch, track=track)
     else:
         looked = (mixed.norm_of, mixed.error_of)
-        raw, norms = omegas(forward, params, some, shared, states, known, looked=looked, batch=settings.batch)
+        raw, norms = omegas(
+            forward, params, some, shared, states, known, looked=looked, batch=settings.batch, track=track
+        )
     loss = normalized(raw, found) if mixed.normalized else raw
     sizes = [[b * m.parameters for b in mixed.candidates] for m in found]
     choices = front([loss[m.name] for m in found], sizes)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jvq.core.calibrate import Track, silent
 from jvq.core.dot import packed_dot, quantized, recording
 from jvq.core.quantizer import Quantizer, State
 from jvq.core.recipe import Forward, Plan, Sites, forms
@@ -74,6 +75,7 @@ def omegas(
     *,
     looked: tuple[Looked, Looked] = ("map", "map"),
     batch: int = 8,
+    track: Track = silent,
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """By module its sensitivity under each of ``states`` (of the plan, a width each), and its nuclear norm.
 
@@ -87,7 +89,7 @@ def omegas(
     norm_at, error_at = (tuple((m.name, m.looked(at)) for m in found) for at in looked)
     entries = tuple(a for m in found for a in _inputs(m, known))
     biases = {m.name: bias_of(params, known, f"{m.name}/fc2") for m in found if m.kind == "mlp"}
-    for i in range(0, len(images), batch):
+    for i in track(range(0, len(images), batch), "sensitivity of modules"):
         x = jnp.asarray(images[i : i + batch])
         for name, value in jax.device_get(_norms(forward, norm_at, params, biases, x)).items():
             norms[name] += float(value) / len(images)

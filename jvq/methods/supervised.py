@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from jvq.checkpoints import Keeper
 from jvq.quantizers.uniform import check_choice
 from jvq.schedule import Schedule
 from jvq.train import fit
@@ -37,9 +38,10 @@ class Options:
     distillation: Literal["hard", "soft"] = "hard"  # the teacher's class (DeiT's better one), or its distribution
     alpha: float = 0.5  # weight of the teacher's part of the loss; the labels have the rest
     temperature: float = 3.0  # of soft distillation
+    save_every: int = 500  # steps between checkpoints, from which an interrupted run goes on
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch"):
+        for name in ("epochs", "batch", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"method.{name}: got {getattr(self, name)}, must be at least 1")
         if not 0 <= self.smoothing < 1:
@@ -60,16 +62,18 @@ def train(
     options: Options,
     forward: Callable[[Any, jax.Array], jax.Array],
     params: Any,
-    batches: Iterable[Mapping[str, Any]],
+    batches: Iterable[Mapping[str, Any]] | Callable[[int], Iterable[Mapping[str, Any]]],
     prepare: Callable[[Key[Array, ""], jax.Array], jax.Array],
     images: int,
     key: Key[Array, ""],
     *,
     teacher: Callable[[jax.Array], jax.Array] | None = None,
+    keeper: Keeper | None = None,
     log: Path | None = None,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Any:
-    """The trained parameters.
+    """The trained parameters; with a ``keeper`` (and ``batches`` by step) an interrupted training goes on.
 
     ``forward`` gives the logits of every head [b t o]; ``prepare(key, uint8 images)`` augments and normalises, inside
     the step; ``teacher`` gives logits [b o] of the prepared images.
@@ -83,7 +87,8 @@ def train(
         value = loss(options, heads, batch["label"], None if teacher is None else teacher(x))
         return value, {"top1": (heads.mean(axis=1).argmax(axis=-1) == batch["label"]).mean()}
 
-    return fit(step_loss, params, batches, options.schedule(images), key, log=log, on_step=on_step)
+    shown: Any = {"log": log, "on_step": on_step, "stopping": stopping}
+    return fit(step_loss, params, batches, options.schedule(images), key, keeper=keeper, **shown)
 
 
 def loss(
@@ -108,4 +113,4 @@ def loss(
 
 def protocol(options: Options) -> dict[str, Any]:
     """What has to be known to compare a result of this method."""
-    return {name: str(value) for name, value in dataclasses.asdict(options).items()}
+    return {name: str(value) for name, value in dataclasses.asdict(options).items() if name != "save_every"}

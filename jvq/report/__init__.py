@@ -1,8 +1,10 @@
-"""Reports: one dict, shown on the terminal and written as ``report.json`` and ``report.md``."""
+"""Reports: one dict, shown on the terminal and written as ``report.json``, ``report.md`` and ``report.html``."""
 
 from jvq.report.attention import draw_attention
 from jvq.report.groups import draw_allocation, draw_error, draw_fronts, draw_grouping
 from jvq.report.maps import draw_maps
+from jvq.report.page import html
+from jvq.report.partial import clear_partial, write_partial
 from jvq.report.tables import cost_cells, figures_of, markdown, row_cells, row_head, site_cells
 from jvq.report.terminal import Console, show, show_plan, show_sites
 from jvq.report.training import draw_training
@@ -13,6 +15,7 @@ __all__ = [
     "SCHEMA",
     "Console",
     "claim",
+    "clear_partial",
     "cost_cells",
     "draw_allocation",
     "draw_attention",
@@ -24,6 +27,7 @@ __all__ = [
     "draw_training",
     "draw_widths",
     "figures_of",
+    "html",
     "markdown",
     "row_cells",
     "row_head",
@@ -32,4 +36,5 @@ __all__ = [
     "show_sites",
     "site_cells",
     "write",
+    "write_partial",
 ]

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from jvq.core import files
+
 
 def figure(width: float, height: float) -> Any:
     """A matplotlib figure of that size in inches."""
@@ -16,6 +18,5 @@ def figure(width: float, height: float) -> Any:
 
 def save(figure: Any, path: Path) -> None:
     """Writes a PNG, whole or not at all, the same bytes for the same figure."""
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png", dpi=120, metadata={"Software": None})
-    part.replace(path)
+    with files.replacing(path) as part:
+        figure.savefig(part, format="png", dpi=120, metadata={"Software": None})

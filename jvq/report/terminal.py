@@ -2,84 +2,74 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import rich.box
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from jvq.core.quantizer import Quantizer
 from jvq.core.recipe import Sites
+from jvq.progress import Bar
 from jvq.report.tables import figures_of, row_cells, row_head
 
 
 class Console:
-    """Says what is being done, and how far it is."""
+    """Says what is being done, and how far it is; where ``stopping`` says so it goes no further.
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.out = RichConsole(quiet=quiet, highlight=False)
-        if not self.out.is_terminal and "COLUMNS" not in os.environ:
+    Between two items of :meth:`track` that raises ``KeyboardInterrupt``.
+    """
+
+    def __init__(self, quiet: bool = False, stopping: Callable[[], bool] = lambda: False) -> None:
+        self.stopping = stopping
+        self.out = RichConsole(quiet=quiet, highlight=False, markup=False)
+        if not (self.out.is_terminal or self.out.is_jupyter) and "COLUMNS" not in os.environ:
             self.out.width = 200  # in a file or a pipe nothing has to be folded
 
     def say(self, text: str) -> None:
         """A line."""
         self.out.print(text, markup=False, soft_wrap=True)
 
-    def track(self, items: Iterable[Any], text: str, total: int | None = None) -> Iterable[Any]:
-        """The items, under a bar with the remaining time; where there is no terminal, a line at the start."""
-        if not self.out.is_terminal:
-            self.say(f"{text} ...")
-            yield from items
-            return
+    def track(self, items: Iterable[Any], text: str, total: int | None = None) -> Iterator[Any]:
+        """The items, while it is shown how many are done and how long the others will take (:class:`Bar`)."""
         count = total if total is not None else len(items) if isinstance(items, Sized) else None
-        with _bar(self.out) as progress:
-            yield from progress.track(items, total=count, description=text)
+        with Bar(self.out, text, count) as bar:
+            for done, item in enumerate(items, 1):
+                if self.stopping():
+                    raise KeyboardInterrupt
+                yield item
+                bar.at(done)
 
     def steps(self, total: int, text: str) -> "Steps":
         """A bar that is moved by hand, for loops that count steps themselves."""
-        return Steps(self, total, text)
+        return Steps(Bar(self.out, text, total, last=True))
 
 
 class Steps:
-    """A bar over ``total`` steps with the latest numbers; a line every twentieth where there is no terminal."""
+    """A bar over steps with the latest numbers beside it."""
 
-    def __init__(self, console: Console, total: int, text: str) -> None:
-        self.console, self.total, self.text = console, total, text
-        self.progress = _bar(console.out)
-        self.task = self.progress.add_task(text, total=total)
-        self.said = 0
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
 
     def __enter__(self) -> "Steps":
-        if self.console.out.is_terminal:
-            self.progress.start()
+        self.bar.__enter__()
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.progress.stop()
+    def __exit__(self, *exc: Any) -> None:
+        self.bar.__exit__(*exc)
 
     def at(self, step: int, numbers: Mapping[str, float]) -> None:
         """Moves to ``step``."""
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
-        if self.console.out.is_terminal:
-            self.progress.update(self.task, completed=step, description=f"{self.text} ({shown})")
-        elif step == self.total or step * 20 // self.total > self.said:
-            self.said = step * 20 // self.total
-            self.console.say(f"{self.text}: step {step} of {self.total} ({shown})")
-
-
-def _bar(out: RichConsole) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=out, transient=True)
+        self.bar.at(step, ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
 
 
 def show(report: Mapping[str, Any], console: Console) -> None:
     """The headline table and what it says."""
-    table = _table(row_head(report["rows"]))
+    made = table(row_head(report["rows"]))
     for row in report["rows"]:
-        table.add_row(*row_cells(row), style="bold" if row["name"] == report["method"] else "")
-    console.out.print(table)
+        made.add_row(*row_cells(row), style="bold" if row["name"] == report["method"] else "")
+    console.out.print(made)
     for line in figures_of(report):
         console.say(line)
     for line in report["warnings"]:
@@ -88,20 +78,20 @@ def show(report: Mapping[str, Any], console: Console) -> None:
 
 def show_sites(known: Sites, console: Console) -> None:
     """Every address with its letters and shape."""
-    table = _table(("address", "letters", "shape", "product", "parameter"))
+    made = table(("address", "letters", "shape", "product", "parameter"))
     for address, o in known.items():
         extents = [str(n) for n in o.shape] if o.path is not None else ["b", *map(str, o.shape[1:])]
-        table.add_row(address, o.letters, " x ".join(extents), o.out, "/".join(o.path or ()))
-    console.out.print(table)
+        made.add_row(address, o.letters, " x ".join(extents), o.out, "/".join(o.path or ()))
+    console.out.print(made)
 
 
 def show_plan(plan: Mapping[str, Quantizer], known: Sites, console: Console) -> None:
     """Every address with its quantiser; addresses without one are float."""
-    table = _table(("address", "letters", "quantiser"))
+    made = table(("address", "letters", "quantiser"))
     for address, o in known.items():
         quantizer = plan.get(address)
-        table.add_row(address, o.letters, "float" if quantizer is None else describe(quantizer))
-    console.out.print(table)
+        made.add_row(address, o.letters, "float" if quantizer is None else describe(quantizer))
+    console.out.print(made)
 
 
 def describe(quantizer: Quantizer) -> str:
@@ -114,9 +104,10 @@ def describe(quantizer: Quantizer) -> str:
     return f"{type(quantizer).__name__}({', '.join(shown)})"
 
 
-def _table(head: Iterable[str]) -> Table:
-    table = Table(box=rich.box.SIMPLE_HEAD)
+def table(head: Iterable[str], left: bool = False) -> Table:
+    """An empty table: names in front stay in one piece, other columns are words (``left``) or numbers."""
+    made = Table(box=rich.box.SIMPLE_HEAD)
     for i, name in enumerate(head):
-        justify = "left" if i == 0 or name in ("letters", "quantiser", "parameter") else "right"
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=i == 0)  # an address stays in one piece
-    return table
+        justify = "left" if left or i == 0 or name in ("letters", "quantiser", "parameter") else "right"
+        made.add_column(name, justify=justify, overflow="fold", no_wrap=i == 0)
+    return made

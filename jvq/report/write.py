@@ -1,15 +1,17 @@
 """Writing a report: whole or not at all, and never over another one unasked."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jvq.core import files
+from jvq.report.page import html
 from jvq.report.tables import markdown
 
 SCHEMA = "jvq.report/1"
 NAME = "report.json"
+PAGE = "report.html"
 
 
 def claim(workdir: Path, overwrite: bool) -> None:
@@ -26,13 +28,8 @@ def claim(workdir: Path, overwrite: bool) -> None:
 
 
 def write(report: Mapping[str, Any], workdir: Path) -> None:
-    """``report.json`` and ``report.md`` into the folder."""
-    text = {"report.md": markdown(report), NAME: json.dumps(report, indent=1, allow_nan=False) + "\n"}
+    """``report.md``, ``report.html`` with the pictures that lie there, and ``report.json``, into the folder."""
+    data = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    text = {"report.md": markdown(report), PAGE: html(report, workdir), NAME: data}
     for name, content in text.items():
-        _replace(workdir / name, content)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+        files.replace(workdir / name, content)

@@ -348,7 +348,7 @@ def test_a_failed_export_leaves_the_file_that_was_there(uniform, saved, monkeypa
     def failing(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr(native.os, "replace", failing)
+    monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(ValueError, match="vit.safetensors cannot be written: no space left"):
         save_stablehlo(uniform, saved)
     assert saved.read_bytes() == before

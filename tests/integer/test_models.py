@@ -71,9 +71,7 @@ def agree(model, name, count):
     return fake, integer
 
 
-@pytest.mark.parametrize(
-    "name", ["minmax 8", pytest.param("igq 4", marks=pytest.mark.once), "igq 4 ladder", "bivit 1"]
-)
+@pytest.mark.parametrize("name", ["minmax 8", pytest.param("igq 4", marks=pytest.mark.once), "igq 4 ladder", "bivit 1"])
 def test_the_vit_decides_the_same(name):
     agree("fashion_vit", name, 250)
 

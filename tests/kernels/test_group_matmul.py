@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jvq.core.fixed_point import DIGITS, GREATEST, fixed_point, joined
 from jvq.kernels.group_encode import base_scale, group_encode
 from jvq.kernels.group_matmul import group_matmul, pallas_gpu, pallas_tpu, xla
 from jvq.kernels.group_matmul.cases import operands
-from jvq.core.fixed_point import DIGITS, GREATEST, fixed_point, joined
 from jvq.quantizers import Grouped
 
 plain = pytest.mark.parametrize("impl", ["ref", "xla"])

@@ -11,7 +11,7 @@ def test_what_is_written_is_the_report(report, tmp_path):
     write(report, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert (tmp_path / "report.md").read_text() == markdown(report)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.json", "report.md"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jvq.core import files
 from jvq.core.recipe import sites
 from jvq.export.deployment import Deployment
 from jvq.export.onnx import grids, swin, vit
@@ -48,15 +49,9 @@ def save_onnx(deployment: Deployment, path: str | os.PathLike[str]) -> None:
     model = graph(deployment)
     if model.ByteSize() > LARGEST:
         raise ValueError(f"export: {path} would have {model.ByteSize()} bytes, an ONNX file has at most {LARGEST}")
-    part = path.with_name(path.name + ".part")
-    try:
+    with files.replacing(path, "export: ") as part:
         part.write_bytes(model.SerializeToString())
         onnx().checker.check_model(str(part), full_check=True)
-        os.replace(part, path)
-    except OSError as error:
-        raise ValueError(f"export: {path} cannot be written ({error.strerror})") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save_onnx_float(model: Model, params: Any, preprocess: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

@@ -4,13 +4,14 @@
 authors evaluate with.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jvq.core import reading
 from jvq.core.errors import nearest
+from jvq.core.typed import fits
 from jvq.models import Model
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -27,6 +28,15 @@ FAMILIES = {  # normalisation, share of the short side that the crop keeps (timm
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 FILTERS = ("bicubic", "bilinear")  # what jvq's preprocessing has
 FIELDS = ("size", "resize", "interpolation", "mean", "std")
+SIDE = 2**14  #: pixels that an image may have
+STATED: dict[str, Any] = {  # what a configuration may state of a model
+    "image": tuple[int, int],
+    "eps": float,
+    "layer_scale": float,
+    "depths": tuple[int, ...],
+    "heads": int | tuple[int, ...],
+    "pool": str,
+}
 MODEL_TYPES = {"vit", "deit", "dinov2", "dinov2_with_registers", "swin"}
 
 Config = dict[str, Any]
@@ -38,9 +48,9 @@ def read(folder: Path, name: str) -> Config:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"weights: {path} cannot be read as JSON: {error}") from None
+        found = reading.json_value(path.read_bytes(), f"weights: {path} cannot be read as JSON")
+    except OSError as error:
+        raise ValueError(f"weights: {path} cannot be read: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"weights: {path} holds no JSON object")
     return found
@@ -52,15 +62,25 @@ def pair(size: Any, where: str) -> tuple[int, int]:
         size = size.get("shortest_edge") or (size.get("height"), size.get("width"))
     if isinstance(size, int):
         size = (size, size)
-    if not isinstance(size, list | tuple) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-        raise ValueError(f"weights: {where}: an image size must be one or two positive numbers, got {size}")
+    if not fits(size, tuple[int, int]) or not all(0 < n <= SIDE for n in size):
+        raise ValueError(
+            f"weights: {where}: an image size must be one or two positive numbers, got {size} (at most {SIDE})"
+        )
     return size[0], size[1]
 
 
 def stated(config: Config, where: str) -> dict[str, Any]:
     """Fields of a Spec that a ``config.json`` states. ``ValueError`` for a model that jvq cannot compute."""
-    if "model_type" in config:
-        return _of_transformers(config, where)
+    with reading.shown(f"weights: {where}: a value of another type than it must have", *reading.BROKEN):
+        found = _of_transformers(config, where) if "model_type" in config else _of_timm(config, where)
+    for name, value in found.items():
+        value = list(value) if isinstance(value, tuple) else value
+        if not fits(value, STATED.get(name, int)):
+            raise ValueError(f"weights: {where}: what it says of {name} cannot be {value!r}")
+    return found
+
+
+def _of_timm(config: Config, where: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "architecture" in config:  # timm
         args = config.get("model_args") or {}
@@ -115,6 +135,11 @@ def family(architecture: str, kind: str, fields: Mapping[str, Any], path: Path, 
 
 def preprocess(model: Model, path: Path, kind: str, configs: tuple[Config, Config]) -> tuple[dict[str, Any], str]:
     """The fields of jvq's preprocessing, and a word on where they are from."""
+    with reading.shown(f"weights: {path.parent}: a value of another type than it must have", *reading.BROKEN):
+        return _preprocess(model, path, kind, configs)
+
+
+def _preprocess(model: Model, path: Path, kind: str, configs: tuple[Config, Config]) -> tuple[dict[str, Any], str]:
     config, processor = configs
     if processor:
         return _of_processor(processor, str(path.parent / "preprocessor_config.json")), "preprocessor_config.json"
@@ -168,9 +193,18 @@ def checked(fields: dict[str, Any], given: Mapping[str, Any] | None, where: str)
         if name not in FIELDS:
             raise ValueError(f"weights: preprocess has no '{name}'{nearest(name, FIELDS)}")
     out = {**fields, **(given or {})}
-    if out["interpolation"] not in FILTERS:
+    if lacking := [name for name in FIELDS if name not in out]:
+        raise ValueError(f"weights: {where}: what its images go through has no {', '.join(lacking)}")
+    out["size"] = pair(out["size"], f"{where}: preprocess.size")
+    short, normal = out["resize"], (out["mean"], out["std"])
+    if short is not None and not (fits(short, int) and 0 < short <= SIDE):
+        raise ValueError(f"weights: {where}: preprocess.resize must be from 1 to {SIDE}, or None, got {short!r}")
+    if not all(x and fits(x, tuple[float, ...]) for x in normal) or min(out["std"]) <= 0:
+        raise ValueError(f"weights: {where}: preprocess.mean and .std must be numbers, got {normal!r}")
+    if not isinstance(out["interpolation"], str) or out["interpolation"] not in FILTERS:
+        how = str(out["interpolation"])
         raise ValueError(
-            f"weights: {where}: images are resized by '{out['interpolation']}', which jvq has not"
-            f"{nearest(out['interpolation'], FILTERS)}; give preprocess.interpolation"
+            f"weights: {where}: images are resized by '{how}', which jvq has not"
+            f"{nearest(how, FILTERS)}; give preprocess.interpolation"
         )
     return {name: list(x) if isinstance(x, tuple) else x for name, x in out.items()}

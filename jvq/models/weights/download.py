@@ -19,7 +19,6 @@ import os
 import re
 import socket
 import ssl
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -28,10 +27,11 @@ from email.message import Message
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import rich.console
-import rich.progress
+from rich.console import Console
 
+from jvq.core import files
 from jvq.models.weights.names import HUGGING_FACE, Remote, RemoteFile, suggestion
+from jvq.progress import Bar
 
 CHUNK = 1 << 20  # bytes
 Progress = Callable[[str, int, int | None], None]  #: filename, bytes so far, bytes in all if known
@@ -164,7 +164,7 @@ def _download(file: RemoteFile, folder: Path, tell: Progress, client: "_Client")
     with _disk(folder):
         os.replace(part, folder / file.filename)
         _note(part).unlink(missing_ok=True)
-        _sync(folder)
+        files.sync(folder)
 
 
 def _attempt(file: RemoteFile, part: Path, tell: Progress, client: "_Client") -> _Expected:
@@ -176,7 +176,8 @@ def _attempt(file: RemoteFile, part: Path, tell: Progress, client: "_Client") ->
         if start == 0:
             _remember(part, response.headers.get("ETag", ""))
         with _disk(part):  # unbuffered: what has come is on the disk, whatever happens next
-            out = stack.enter_context(io.FileIO(part, "ab" if start else "wb"))
+            opener = lambda name, how: os.open(name, how | os.O_NOFOLLOW, 0o666)  # noqa: E731 (a link leads elsewhere)
+            out = stack.enter_context(io.FileIO(part, "ab" if start else "wb", opener=opener))
         _pour(response, out, start, expected.size, lambda done: tell(file.filename, done, expected.size))
     return expected
 
@@ -358,15 +359,6 @@ def _disk(path: Path) -> Iterator[None]:
         raise _Unwritable(f"{path} cannot be used: {error.strerror or error}") from None
 
 
-def _sync(folder: Path) -> None:
-    """Makes the renaming last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """The folder for one process alone, others wait; the kernel unlocks it however the process ends."""
@@ -380,18 +372,16 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _shown(progress: Progress | None) -> Iterator[Progress]:
-    """What to tell of each chunk: the given callback, else a bar on a terminal, else nothing."""
-    if progress is not None or not sys.stderr.isatty():
-        yield progress or (lambda filename, done, total: None)
+    """What to tell of each chunk: the given callback, else a bar for each file."""
+    if progress is not None:
+        yield progress
         return
-    console, download = rich.console.Console(stderr=True), rich.progress.DownloadColumn()
-    columns = "{task.description}", rich.progress.BarColumn(), download, rich.progress.TimeRemainingColumn()
-    with rich.progress.Progress(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, rich.progress.TaskID] = {}
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, Bar] = {}
 
         def tell(filename: str, done: int, total: int | None) -> None:
-            if filename not in tasks:
-                tasks[filename] = bar.add_task(filename, total=total)
-            bar.update(tasks[filename], completed=done, total=total)
+            if filename not in bars:
+                bars[filename] = stack.enter_context(Bar(Console(stderr=True), filename, total, in_bytes=True))
+            bars[filename].at(done, total=total)
 
         yield tell

@@ -1,13 +1,13 @@
 """From a path to arrays by name: one reader a kind of file. What the names mean is the tables' business."""
 
 import json
-import zipfile
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jvq.core import reading
 from jvq.models.weights import onnx_file, torch_file
 
 Arrays = dict[str, np.ndarray]
@@ -69,7 +69,7 @@ def format_of(path: Path) -> str:
         raise ValueError(f"weights: {path} cannot be read as safetensors: {error}") from None
     try:
         return str(json.loads(text))
-    except json.JSONDecodeError:  # others write it bare
+    except (ValueError, RecursionError):  # others write it bare
         return text
 
 
@@ -82,15 +82,11 @@ def of_safetensors(path: Path) -> Arrays:
         except (TypeError, AttributeError):  # an older safetensors knows bfloat16 of jax, not of NumPy
             with safe_open(path, framework="flax") as f:
                 return {name: np.asarray(f.get_tensor(name)) for name in f.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, *reading.BROKEN) as error:
         raise ValueError(f"weights: {path} cannot be read as safetensors: {error}") from None
 
 
 def of_npz(path: Path) -> Arrays:
     """The arrays of an ``.npz`` file; bfloat16, which NumPy stores as two bytes without a meaning, gets it back."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-        raise ValueError(f"weights: {path} cannot be read as npz: {error}") from None
+    arrays = reading.npz(path, f"weights: {path} cannot be read as npz")
     return {name: x.view(jnp.bfloat16) if x.dtype == np.dtype("V2") else x for name, x in arrays.items()}

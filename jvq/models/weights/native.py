@@ -6,7 +6,7 @@ architecture's Spec), ``preprocess`` (what the images must go through: it belong
 
 import dataclasses
 import json
-import os
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from jvq.core import files, reading
 from jvq.core.errors import nearest
-from jvq.models import Model, build
+from jvq.core.packed import is_encoded
+from jvq.models import Model
+from jvq.models.weights import bounds
 
 FORMAT, VERSION = "jvq-float", 1
-HEADER = ("format", "version", "architecture", "spec", "preprocess", "notes")
+HEADER = {"format": str, "version": int, "architecture": str, "spec": dict, "preprocess": dict, "notes": dict}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,19 @@ class Checkpoint:
     params: Any  # float32 arrays in the model's tree
     preprocess: dict[str, Any]  # fields of jvq.data.Preprocess
     notes: dict[str, Any]  # where it comes from
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}={value!r}" for name, value in self.notes.items() if name != "ignored")
+        return f"Checkpoint({described(self.model, self.params)}{f'; {said}' if said else ''})"
+
+
+def described(model: Model, params: Any) -> str:
+    """``vit, 28x28x1 pixels, 255,050 parameters in 996.3 KiB``, from shapes alone: no array is read."""
+    leaves = jax.tree.leaves(params, is_leaf=is_encoded)
+    count = sum(math.prod(getattr(x, "shape", ())) for x in leaves)
+    stored = [x for x in jax.tree.leaves(params) if hasattr(x, "shape") and hasattr(x, "dtype")]
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in stored) / 1024
+    return f"{model.architecture}, {'x'.join(map(str, model.image))} pixels, {count:,} parameters in {size:,.1f} KiB"
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
@@ -50,15 +66,12 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
 
 def write(arrays: dict[str, np.ndarray], path: Path, header: dict[str, str]) -> None:
     """Writes a safetensors file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        save_file(arrays, part, header)
+    with files.replacing(path) as part:
+        try:
+            save_file(arrays, part, header)
+        except SafetensorError as error:  # a full disk, among others; its words have the temporary name
+            raise ValueError(f"{path} cannot be written: {error}") from None
         part.chmod(0o644)  # safetensors leaves the file to its owner alone
-        os.replace(part, path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Checkpoint:
@@ -68,16 +81,19 @@ def load(path: Path) -> Checkpoint:
             text = f.metadata() or {}
             if text.get("format") != json.dumps(FORMAT):  # others' safetensors say "pt" there, which is no JSON
                 raise ValueError(f"weights: {path} is not a float checkpoint of jvq (format: {text.get('format')})")
-            header = {name: json.loads(value) for name, value in text.items()}
+            header = {name: reading.json_value(x, f"weights: {path}: '{name}' is not JSON") for name, x in text.items()}
             lacking = [name for name in HEADER if name not in header]
             if lacking:
                 raise ValueError(f"weights: {path} lacks {', '.join(lacking)} in its header")
+            for name, kind in HEADER.items():
+                if type(header[name]) is not kind:
+                    raise ValueError(f"weights: {path}: '{name}' in its header must be a {kind.__name__} of JSON")
             if header["version"] > VERSION:
                 raise ValueError(f"weights: {path} has version {header['version']}, this jvq reads up to {VERSION}")
             arrays = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"weights: {path} cannot be read as jvq safetensors: {error}") from None
-    model = build(header["architecture"], header["spec"])
+    model = bounds.built(header["architecture"], header["spec"], f"weights: {path}")
     params = fitted(arrays, model, str(path))
     return Checkpoint(model, params, header["preprocess"], header["notes"])
 
@@ -103,8 +119,5 @@ def fitted(arrays: dict[str, np.ndarray], model: Model, where: str) -> Any:
 
 def parameters(arrays: dict[str, np.ndarray], where: str) -> Any:
     """Arrays that fit as a parameter tree, float32. ``ValueError`` for values that are not finite."""
-    bad = [name for name, x in arrays.items() if not np.isfinite(x).all()]
-    if bad:
-        raise ValueError(f"weights: {where}: values that are not finite (NaN or infinite) in {', '.join(bad[:6])}")
-    leaves = {name: jax.numpy.asarray(x.astype(np.float32)) for name, x in arrays.items()}
+    leaves = {name: jax.numpy.asarray(x) for name, x in bounds.finite(arrays, where).items()}
     return traverse.unflatten_dict(leaves, sep="/")

@@ -10,32 +10,53 @@ from typing import Any
 
 import numpy as np
 
+from jvq.core import reading
+
 Arrays = dict[str, np.ndarray]
 
 
 def read(path: Path) -> Arrays:
     """The graph's named arrays; kernels [o d] as torch has them. ``ValueError`` in one line."""
-    return named(*graph(path))
+    arrays, nodes = graph(path)
+    with reading.shown(f"weights: {path} cannot be read as ONNX", *reading.BROKEN):
+        return named(arrays, nodes)
 
 
 def graph(path: Path, install: str = "pip install onnx") -> tuple[Arrays, list[Any]]:
     """All the graph's arrays by the names that they have there, and its nodes. ``ValueError`` in one line."""
     try:
         import onnx
-        from onnx import numpy_helper
     except ImportError:
         raise ValueError(f"weights: {path}: reading ONNX needs the package onnx: {install}") from None
     from google.protobuf.message import DecodeError
 
-    try:
-        model = onnx.load(str(path))
-        arrays = {x.name: numpy_helper.to_array(x) for x in model.graph.initializer}
-    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ValueError(f"weights: {path} cannot be read as ONNX: {error}") from None
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            arrays[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-    return arrays, list(model.graph.node)
+    kinds = (DecodeError, onnx.checker.ValidationError, *reading.BROKEN)
+    with reading.shown(f"weights: {path} cannot be read as ONNX", *kinds):
+        model = onnx.load(str(path), load_external_data=False)  # where the numbers may lie is looked at first
+        arrays = {x.name: array(x, path.parent) for x in model.graph.initializer}
+        for node in model.graph.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+                arrays[node.output[0]] = array(node.attribute[0].t, path.parent)
+    return arrays, [node for node in model.graph.node if node.input and node.output]
+
+
+def array(tensor: Any, folder: Path) -> np.ndarray:
+    """The numbers of a tensor, which may lie in another file of the folder. ``ValueError``: they lie elsewhere."""
+    from onnx import TensorProto, external_data_helper, numpy_helper
+
+    if tensor.data_location == TensorProto.EXTERNAL:
+        said = {entry.key: entry.value for entry in tensor.external_data}
+        place = (folder / said.get("location", "")).resolve()
+        if not place.is_relative_to(folder.resolve()) or not place.is_file():
+            raise ValueError(f"the numbers of '{tensor.name}' lie in '{said.get('location')}', no file of its folder")
+        offset, size = int(said.get("offset", 0)), place.stat().st_size
+        if offset < 0 or not 0 <= int(said.get("length", size - offset)) <= size - offset:
+            raise ValueError(f"the numbers of '{tensor.name}' lie outside of '{said['location']}'")
+        external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+    found = numpy_helper.to_array(tensor)
+    if found.dtype.hasobject:
+        raise ValueError(f"'{tensor.name}' holds texts")
+    return found
 
 
 def named(arrays: Arrays, nodes: list[Any]) -> Arrays:

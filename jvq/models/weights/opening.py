@@ -8,9 +8,10 @@ from typing import Any
 import flax.traverse_util as traverse
 import numpy as np
 
+from jvq.core import reading
 from jvq.models import Model, build, vit
 from jvq.models.altering import FIELDS, altered
-from jvq.models.weights import augreg, beside, files, huggingface, native, spec, timm, tree
+from jvq.models.weights import augreg, beside, bounds, files, huggingface, native, spec, timm, tree
 from jvq.models.weights.native import Checkpoint
 from jvq.models.weights.table import choose, opened
 
@@ -26,8 +27,14 @@ def open_path(
     ``model`` has fields of the architecture's Spec. Another ``classes`` than the file's puts a head of zeros in the
     place of its own (0: none), another ``image`` resizes the positions, ``merged``, ``qk_norm``, ``clip`` and
     ``softmax`` alter it (:mod:`jvq.models.altering`), other fields say what the file does not. ``preprocess`` replaces
-    fields of what the images go through.
+    fields of what the images go through. ``ValueError`` in one line.
     """
+    with reading.shown(f"weights: {path}"):
+        return _open(path, model, preprocess)
+
+
+def _open(path: Path, model: Mapping[str, Any] | None, preprocess: Mapping[str, Any] | None) -> Checkpoint:
+    """The same, its errors with whatever letters are in the file."""
     path, asked = files.located(path), dict(model or {})
     other = {name: asked.pop(name) for name in FIELDS if name in asked}
     if "image" in asked:
@@ -88,7 +95,7 @@ def _foreign(path: Path, asked: dict[str, Any]) -> Checkpoint:
         fields |= {"classes": classes} | ({} if classes or table.architecture == "swin" else {"representation": 0})
         kept = {name: x for name, x in file.arrays.items() if name.split("/")[0] not in gone}
         file = dataclasses.replace(file, arrays=kept)
-    model = build(table.architecture, fields)
+    model = bounds.built(table.architecture, fields, f"weights: {path}")
     params = native.parameters(spec.closed(file, model, fresh), str(path))
     before = beside.read(folder, "preprocessor_config.json")
     preprocess, notes["preprocess"] = beside.preprocess(model, path, table.format, (config, before))

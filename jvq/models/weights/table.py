@@ -17,6 +17,7 @@ import numpy as np
 from einops import EinopsError, rearrange
 
 from jvq.core.errors import nearest
+from jvq.models.weights.bounds import floats
 
 Arrays = dict[str, np.ndarray]
 QKV = 3  # the length of axis s
@@ -163,7 +164,7 @@ def opened(table: Table, arrays: Arrays, where: str) -> Opened:
 
 def laid_out(pieces: list[np.ndarray], layout: str, file: Opened, names: list[str]) -> np.ndarray:
     """One array of ours, float32, out of one or three of theirs."""
-    wide = [x.astype(np.float32) for x in pieces]
+    wide = list(floats(dict(zip(names, pieces, strict=True)), file.where).values())
     sizes = {"s": QKV} if "(s " in layout else {}
     try:
         return rearrange(wide[0] if len(wide) == 1 else np.stack(wide), layout, **sizes)

@@ -1,20 +1,25 @@
 """torch's ``.pth``, ``.pt`` and ``.bin`` files, read without running what is in their pickles.
 
-With torch installed its ``weights_only`` reader reads them. Without it, or for a clearer word on a refusal, the zip
-format is read here: ``data.pkl`` beside the storages ``data/0``, ``data/1``, ... An unpickler that knows nothing but
-tensors and ordered dictionaries refuses everything else by name.
+The zip format is read here, with torch installed or without: ``data.pkl`` beside the storages ``data/0``, ``data/1``,
+... ``pickled`` works out what the pickle says, knows nothing but tensors and ordered dictionaries, and refuses
+everything else by name. The format before torch 1.6 is left to torch's ``weights_only`` reader.
 """
 
 import importlib.util
+import math
 import pickle
+import re
 import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+
+from jvq.core import reading
+from jvq.models.weights import pickled
 
 Arrays = dict[str, np.ndarray]
 STORAGES = {
@@ -30,19 +35,15 @@ STORAGES = {
     "BoolStorage": np.bool_,
 }
 INSIDE = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model", "module", "net", "weights")
+SAFE = (2, 6)  #: before this version of torch ``weights_only`` could be made to run code (CVE-2025-32434)
+LARGEST = 2**24  #: bytes of a pickle: those of a thousand tensors take 200,000
+DEEPEST = 8  #: dictionaries around the one of arrays
 PREFIXES = ("_orig_mod.", "module.", "backbone.")  # of torch.compile, DataParallel, and DINO's wrapper
 
 
 def read(path: Path) -> Arrays:
     """The arrays of a checkpoint, bare names, wherever in it they are. ``ValueError`` in one line."""
-    if not zipfile.is_zipfile(path):
-        return state(_by_torch(path), path)
-    if importlib.util.find_spec("torch"):
-        try:
-            return state(_by_torch(path), path)
-        except pickle.UnpicklingError:
-            pass  # ours says which name it was
-    return state(unpickled(path), path)
+    return state(unpickled(path) if zipfile.is_zipfile(path) else _by_torch(path), path)
 
 
 def _by_torch(path: Path) -> Any:
@@ -52,6 +53,9 @@ def _by_torch(path: Path) -> Any:
             f"weights: {path} is not in torch's zip format: the one before torch 1.6 needs torch to read it; "
             "save it again with torch.save"
         )
+    version = metadata.version("torch")
+    if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < SAFE:
+        raise ValueError(f"weights: {path} is not in torch's zip format, and torch {version} would run what is in it")
     import torch  # pyright: ignore[reportMissingImports]
 
     def plain(x: Any) -> Any:
@@ -62,26 +66,25 @@ def _by_torch(path: Path) -> Any:
 
     try:
         return plain(torch.load(path, map_location="cpu", weights_only=True))
-    except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path):
-            raise
-        raise ValueError(f"weights: {path} cannot be read by torch: {str(error).splitlines()[0]}") from None
-    except (OSError, RuntimeError, EOFError) as error:
-        raise ValueError(f"weights: {path} cannot be read by torch: {str(error).splitlines()[0]}") from None
+    except (pickle.UnpicklingError, *reading.BROKEN) as error:
+        raise ValueError(f"weights: {path} cannot be read by torch: {(str(error).splitlines() or [''])[0]}") from None
 
 
 def state(found: Any, path: Path) -> Arrays:
     """The dictionary of arrays inside a checkpoint: averaged weights before raw ones; without wrappers' prefixes."""
-    while isinstance(found, Mapping) and not any(isinstance(x, np.ndarray) for x in found.values()):
+    for _ in range(DEEPEST):  # a dictionary may hold itself
+        if not isinstance(found, Mapping) or any(isinstance(x, np.ndarray) for x in found.values()):
+            break
         inside = next((name for name in INSIDE if isinstance(found.get(name), Mapping)), None)
         if inside is None:
             keys = ", ".join(str(name) for name in list(found)[:6]) or "nothing"
             raise ValueError(f"weights: {path} holds no state_dict under {', '.join(INSIDE)}; it holds {keys}")
         found = found[inside]
+    else:
+        raise ValueError(f"weights: {path} holds dictionaries in dictionaries, and no arrays")
     if not isinstance(found, Mapping):
         raise ValueError(f"weights: {path} holds no dictionary of arrays")
-    arrays = {str(name): x for name, x in found.items() if isinstance(x, np.ndarray)}
-    return bare(arrays)
+    return bare({str(name): x for name, x in found.items() if isinstance(x, np.ndarray)})
 
 
 def bare(arrays: Arrays) -> Arrays:
@@ -96,39 +99,37 @@ def bare(arrays: Arrays) -> Arrays:
 
 def unpickled(path: Path) -> Any:
     """What a zip checkpoint holds, tensors as arrays. ``ValueError`` names what it refuses."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            pickles = [name for name in file.namelist() if name.split("/")[-1] == "data.pkl"]
-            if len(pickles) != 1:
-                raise ValueError(f"weights: {path} is a zip file without torch's data.pkl")
-            root = pickles[0].removesuffix("data.pkl")
-            if f"{root}byteorder" in file.namelist() and file.read(f"{root}byteorder") != b"little":
-                raise ValueError(f"weights: {path} was written on a big-endian machine, which is not read")
-            with file.open(pickles[0]) as stream:
-                return Unpickler(stream, file, root, path).load()
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, OSError) as error:
-        raise ValueError(f"weights: {path} cannot be read as a torch checkpoint: {error}") from None
-    except (TypeError, AttributeError, IndexError, ImportError) as error:  # a pickle that calls what cannot be called
-        raise ValueError(f"weights: {path} cannot be read as a torch checkpoint (malformed pickle: {error})") from None
+    what = f"weights: {path} cannot be read as a torch checkpoint"
+    with reading.shown(what, pickled.Refused, *reading.BROKEN), reading.members(path) as found:
+        pickles = [name for name in found.sizes if name.split("/")[-1] == "data.pkl"]
+        if len(pickles) != 1:
+            raise ValueError(f"weights: {path} is a zip file without torch's data.pkl")
+        if found.sizes[pickles[0]] > LARGEST:
+            raise ValueError(f"{what}: its pickle has {found.sizes[pickles[0]]} bytes, more than {LARGEST}")
+        root = pickles[0].removesuffix("data.pkl")
+        if f"{root}byteorder" in found.sizes and found.read(f"{root}byteorder") != b"little":
+            raise ValueError(f"weights: {path} was written on a big-endian machine, which is not read")
+        tensors = Tensors(found, root, path)
+        return pickled.values(found.read(pickles[0]), tensors.named, tensors.storage)
 
 
-class Unpickler(pickle.Unpickler):
-    """Knows ordered dictionaries, tensors and their storages. No name outside that is ever looked up."""
+class Tensors:
+    """What stands for torch's names and storages in a pickle; all tensors together have a bearable size."""
 
-    def __init__(self, stream: Any, file: zipfile.ZipFile, root: str, path: Path):
-        super().__init__(stream)
+    def __init__(self, file: reading.Members, root: str, path: Path):
         self.file, self.root, self.path = file, root, path
+        self.left = reading.allowed(path.stat().st_size)  # bytes: strides of 0 repeat a number as often as they like
+        self.storages: dict[tuple[str, str], np.ndarray] = {}
         self.known = {
-            "collections.OrderedDict": OrderedDict,
+            "collections.OrderedDict": pickled.ordered,
             "torch._utils._rebuild_tensor_v2": self.tensor,
             "torch._utils._rebuild_parameter": self.parameter,
         }
 
-    def find_class(self, module_name: str, global_name: str) -> Any:
+    def named(self, name: str) -> Any:
         """The stand-in for a name; a storage type stands for its dtype."""
-        if module_name == "torch" and global_name in STORAGES:
-            return np.dtype(STORAGES[global_name])
-        name = f"{module_name}.{global_name}"
+        if name.removeprefix("torch.") in STORAGES and name.startswith("torch."):
+            return np.dtype(STORAGES[name.removeprefix("torch.")])
         if name not in self.known:
             raise ValueError(
                 f"weights: {self.path} wants to load '{name}', which is no weight; it is refused. Save its state_dict "
@@ -136,30 +137,36 @@ class Unpickler(pickle.Unpickler):
             )
         return self.known[name]
 
-    def persistent_load(self, pid: Any) -> np.ndarray:
+    def storage(self, pid: Any) -> np.ndarray:
         """A storage as a flat array."""
         kind, dtype, key, _, numel = pid
         if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise pickle.UnpicklingError(f"an unknown kind of storage, {kind}")
-        return np.frombuffer(self.file.read(f"{self.root}data/{key}"), dtype)[:numel]
+            raise pickled.Refused("an unknown kind of storage")
+        if not isinstance(key, str) or type(numel) is not int or numel < 0:
+            raise pickled.Refused("a storage without a name or a size")
+        if (key, dtype.name) not in self.storages:
+            self.storages[key, dtype.name] = np.frombuffer(self.file.read(f"{self.root}data/{key}"), dtype)
+        return self.storages[key, dtype.name][:numel]
 
-    @staticmethod
-    def tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.ndarray:
+    def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.ndarray:
         """A view into a storage, its bounds checked, copied."""
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, np.ndarray) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise pickle.UnpicklingError("a tensor without a storage")
+            raise pickled.Refused("a tensor without a storage")
         if len(shape) != len(strides):
-            raise pickle.UnpicklingError("a tensor whose strides do not fit its shape")
+            raise pickled.Refused("a tensor whose strides do not fit its shape")
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if 0 in shape:
             return np.zeros(shape, storage.dtype)
         if last >= storage.size:
-            raise pickle.UnpicklingError("a tensor that reaches beyond its storage")
+            raise pickled.Refused("a tensor that reaches beyond its storage")
+        self.left -= math.prod(shape) * storage.itemsize
+        if self.left < 0:
+            raise pickled.Refused("tensors of far more bytes than the file has")
         steps = [step * storage.itemsize for step in strides]
         return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False).copy()
 
     @staticmethod
-    def parameter(data: np.ndarray, *_: Any) -> np.ndarray:
+    def parameter(data: Any, *_: Any) -> np.ndarray:
         """A parameter is its data."""
-        return data
+        return pickled.of_kind(data, np.ndarray)

@@ -460,7 +460,12 @@ def test_a_complete_cache_may_be_read_only(site, monkeypatch):
 
 
 def test_a_full_disk(site, monkeypatch):
-    monkeypatch.setattr("jvq.models.weights.download._remember", lambda part, etag: part.symlink_to("/dev/full"))
+    opened = os.open
+
+    def full(name, how, mode=0o777):
+        return opened("/dev/full", os.O_WRONLY) if str(name).endswith(".part") else opened(name, how, mode)
+
+    monkeypatch.setattr("jvq.models.weights.download.os.open", full)
     says = failing(site)
     assert re.search(r"config.json.part cannot be used: No space left on device; set JVQ_CACHE to another", says)
     assert len(site.log) == 1
@@ -507,9 +512,11 @@ def test_whoever_comes_second_waits(site):
     assert site.sent == len(CONFIG) + len(WEIGHTS)
 
 
-def test_the_bar_is_for_terminals_only(site, capsys, monkeypatch):
+def test_what_is_fetched_is_told_on_stderr(site, capsys, monkeypatch):
     get(site)
-    assert capsys.readouterr() == ("", "")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [f"{name} ..." for name in ("config.json", "model.safetensors")]
     monkeypatch.setenv("JVQ_CACHE", os.environ["JVQ_CACHE"] + "2")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     get(site)
