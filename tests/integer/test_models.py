@@ -84,4 +84,4 @@ def test_every_model_decides_the_same_on_the_whole_test_set(model, name):
     different = fake.argmax(axis=1) != integer.argmax(axis=1)
     assert different.sum() <= (0 if name.startswith("bivit") else 10)
     right = np.sort(fake, axis=1)
-    assert (right[different, -1] - right[different, -2] < 0.3 * fake.std()).all(), "only what was undecided anyway"
+    assert (right[different, -1] - right[different, -2] < 0.5 * fake.std()).all(), "only what was undecided anyway"
