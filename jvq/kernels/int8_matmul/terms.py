@@ -38,8 +38,9 @@ def terms(
     w_zero: Int32[Array, "_ 1 _"] | None,
     w_sum: Int32[Array, "_ 1 n"] | None,
     bias: Float32[Array, " n"] | None,
+    x_sum: Int32[Array, "g m 1"] | None = None,
 ) -> Terms:
-    """The terms of the product of x with n columns."""
+    """The terms of the product of x with n columns; ``x_sum``, of x over k, is computed where it is not known."""
     zeros = None if w_zero is None else _columns(w_zero, n)
     offset = total = None
     if x_zero is not None:
@@ -54,7 +55,7 @@ def terms(
         offset=offset,
         x_zero=x_zero,
         w_total=total,
-        x_sum=None if zeros is None else _row_sums(x),
+        x_sum=None if zeros is None else _row_sums(x) if x_sum is None else x_sum,
         w_zero=zeros,
         bias=None if bias is None else bias[None, None],
     )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int8, Int32
 
-from jvq.kernels.int8_matmul.terms import finish, terms
+from jvq.kernels.int8_matmul.terms import COLUMNS, finish, terms
 
 
 @jax.jit
@@ -26,14 +26,18 @@ def int8_matmul(
     bias: Float32[Array, " n"] | None = None,
 ) -> Float32[Array, "g m n"]:
     """The product, as :func:`~jvq.kernels.int8_matmul.int8_matmul` says."""
-    (g, m, k), n = x.shape, w.shape[1]
+    (g, m, k), n, x_sum = x.shape, w.shape[1], None
+    if w_zero is not None and w.shape[0] > 1:  # rows of ones behind w, which is written anew anyway: one product fewer
+        w = jnp.concatenate([w, jnp.ones((g, COLUMNS, k), jnp.int8)], axis=1)
     if x_zero is not None and w_sum is None:  # a row of ones behind x: reading w once more takes longer
         x = jnp.concatenate([x, jnp.ones((g, 1, k), jnp.int8)], axis=1)
         sums = _product(x, w)
-        acc, w_sum, x = sums[:, :m], sums[:, m:], x[:, :m]
+        acc, w_sum, x = sums[:, :m], sums[:, m:, :n], x[:, :m]
     else:
         acc = _product(x, w)
-    t = terms(x, n, x_scale=x_scale, w_scale=w_scale, x_zero=x_zero, w_zero=w_zero, w_sum=w_sum, bias=bias)
+    if w.shape[1] > n:
+        acc, x_sum = acc[..., :n], acc[..., n : n + 1]
+    t = terms(x, n, x_scale=x_scale, w_scale=w_scale, x_zero=x_zero, w_zero=w_zero, w_sum=w_sum, bias=bias, x_sum=x_sum)
     return finish(acc, t)
 
 
