@@ -5,8 +5,7 @@
 Inputs are whole files with bytes or fields changed (tests/hostile), the same ones for the same seed. Every loader runs
 in a process of its own with 4 GiB more memory than it starts with; slow loaders get fewer inputs. A defect is any other
 error than the one that the loader promises, a crash, a time limit passed, or something wrong that was accepted: it is
-shown, and with --keep its input is written there. Exit code 1 where there is one. With the package ``atheris``
-installed a tenth of the time goes to inputs that it derives from what it sees the loader do.
+shown, and with --keep its input is written there. Exit code 1 where there is one.
 """
 
 import collections
@@ -54,9 +53,12 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--loader={FLAGS.loader}: there are {', '.join(target.name for target in TARGETS)}")
     end, total, failed = time.time() + 60 * FLAGS.minutes, collections.Counter[str](), False
     print("| loader |" + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * len(COLUMNS))
+    start = 0.0  # what the one before took beside its trials
     for i, target in enumerate(chosen):
-        share = (end - time.time()) / (len(chosen) - i)  # what a quick one leaves is the others'
+        begun = time.time()
+        share = (end - begun) / (len(chosen) - i) - start  # what a quick one leaves is the others'
         row = ran(target.name, share)
+        start = time.time() - begun - row["seconds"]
         print(f"| {target.name} | " + " | ".join(f"{row[column]:,}" for column in COLUMNS) + " |", flush=True)
         for what in row["what"]:
             print(f"    {what}", flush=True)
@@ -85,9 +87,9 @@ def one(name: str) -> None:
     from hostile.targets import NAMED  # pyright: ignore[reportMissingImports]
 
     logging.disable(logging.ERROR)  # orbax's, of every damaged folder
-    target, begun = NAMED[name], time.time()
+    target = NAMED[name]
     with tempfile.TemporaryDirectory() as folder:
-        given = trial.whole(target, Path(folder))
+        given, begun = trial.whole(target, Path(folder)), time.time()  # what it takes to begin is no trial
         with contextlib.suppress(ValueError):  # what is there before loads libraries is theirs
             now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
@@ -95,9 +97,8 @@ def one(name: str) -> None:
         for i in range(max(1, FLAGS.inputs // target.weight)):
             if time.time() - begun > FLAGS.share:
                 break
-            faulthandler.dump_traceback_later(60, exit=True)  # where no signal reaches
+            faulthandler.dump_traceback_later(600, exit=True)  # where no signal reaches
             trial.one(target, given, random.Random(f"{name} {FLAGS.seed} {i}"), f"input {i}", found)
-        guided(target, given, found, 0.1 * (time.time() - begun))
         faulthandler.cancel_dump_traceback_later()
     if FLAGS.keep:
         for what, (_, data) in found.defects.items():
@@ -106,44 +107,6 @@ def one(name: str) -> None:
     row = {"tried": found.tried.total(), "seconds": round(time.time() - begun)}
     row |= {name: found.tried[name] for name in ("refused", "accepted")} | {"defects": found.tried["defect"]}
     print(json.dumps({**row, "what": [f"{what} ({which})" for what, (which, _) in found.defects.items()]}))
-
-
-def guided(target: Any, given: Any, found: Any, seconds: float) -> None:
-    """Inputs that atheris derives from which branches of this package earlier ones took; none where it is missing."""
-    try:
-        import atheris  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return
-    from hostile import trial  # pyright: ignore[reportMissingImports]
-
-    files, _, _ = given
-    if len(files) > 1:
-        return  # it changes one piece of bytes
-    name, data = next(iter(files.items()))
-    for module in [m for n, m in sys.modules.items() if n.startswith("jvq.") and m is not None]:
-        for key, function in list(vars(module).items()):
-            if getattr(function, "__module__", "") == module.__name__ and hasattr(function, "__code__"):
-                with contextlib.suppress(Exception):  # what it cannot watch stays as it is
-                    setattr(module, key, atheris.instrument_func(function))
-    with tempfile.TemporaryDirectory() as folder:
-        (seeds := Path(folder) / "seeds").mkdir()
-        (seeds / "whole").write_bytes(data)
-        log = Path(folder) / "log"
-        if (pid := os.fork()) == 0:  # its loop never returns, so what it finds goes into a file
-
-            def attempt(changed: bytes) -> None:
-                verdict, line = trial.given(target, given, name, changed, "of atheris", trial.Found())
-                with log.open("a") as out:
-                    out.write(json.dumps([verdict, line, changed.hex() if verdict == "defect" else ""]) + "\n")
-
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libFuzzer's own report
-            atheris.Setup(["", f"-max_total_time={max(1, int(seconds))}", str(seeds)], attempt)
-            atheris.Fuzz()
-        os.waitpid(pid, 0)
-        for verdict, line, changed in map(json.loads, log.read_text().splitlines() if log.exists() else ()):
-            found.tried[verdict] += 1
-            if verdict == "defect":
-                found.defects.setdefault(line, (f"{name}, of atheris", bytes.fromhex(changed)))
 
 
 if __name__ == "__main__":

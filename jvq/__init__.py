@@ -2,7 +2,7 @@
 
 The seam is :func:`jvq.float_dot` and its relatives; a recipe names quantisers by address, ``resolve`` makes it a plan,
 ``calibrate`` finds the state, ``freeze`` packs the weights, ``integer_dot`` multiplies integers, ``jvq.export`` saves;
-``show`` prints any of these.
+``show`` prints any of these. ``quantize`` does all of it in one call.
 """
 
 from jvq.core.calibrate import calibrate
@@ -14,6 +14,7 @@ from jvq.core.recipe import Operand, Plan, Recipe, resolve, sites
 from jvq.integer import integer_dot, prepared
 from jvq.models import Model, build
 from jvq.models.weights import Checkpoint, open_weights
+from jvq.ptq import quantize
 from jvq.quantizers import Dynamic, Grouped, Learned, Signs, Steps, Ternary, Uniform
 from jvq.showing import show
 
@@ -46,6 +47,7 @@ __all__ = [
     "packed_dot",
     "perturbed",
     "prepared",
+    "quantize",
     "quantized",
     "recording",
     "resolve",

@@ -1,17 +1,20 @@
 """Checkpoints of a training run, by orbax: written beside the training, whole or not at all; the latest and the best.
 
 What a checkpoint is of (model, recipe, data, options) stands beside it, and a run that is something else is refused.
+Of many processes each writes what it holds, all into the leading one's folder, which all have to see.
 """
 
 import contextlib
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jvq.core import files, reading
+from jvq.core import files, hosts, reading
 
 ABOUT = "about.json"  #: what the checkpoints are of
 STEPS = "steps"  #: folder of orbax's
@@ -31,8 +34,9 @@ class Keeper:
 
         if every < 1:
             raise ValueError(f"checkpoints: every {every} steps, must be at least 1")
-        self.folder, self.every, self.scored = folder.resolve(), every, scored
-        _claim(self.folder, about)
+        self.folder, self.every, self.scored = Path(hosts.agreed(str(folder.resolve()))), every, scored
+        hosts.led(lambda: _claim(self.folder, about))
+        folder.mkdir(parents=True, exist_ok=True)  # where this process has one of its own, for what lies beside
         kept: list[Any] = [policies.LatestN(n=2)]
         if scored:
             kept.append(policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False))
@@ -87,12 +91,15 @@ class Keeper:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # a full disk is an OSError, or one of tensorstore's own
-            raise ValueError(f"checkpoints: {self.folder} cannot be written: {reading.line(error)}") from error
+        except Exception as error:  # a full disk is an OSError, or one of tensorstore's own with a page of text
+            known = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
+            why = next((words for words in known if words in str(error)), reading.line(error))
+            raise ValueError(f"checkpoints: {self.folder} cannot be written: {why}") from error
 
     def close(self) -> None:
         """Ends the threads that write."""
-        self.manager.close()
+        with self._writing():
+            self.manager.close()
 
 
 def _score(metrics: Mapping[str, float]) -> float:

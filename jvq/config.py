@@ -35,6 +35,19 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Devices:
+    """On which devices a run is. Their number changes no state and no plan (docs/devices.md)."""
+
+    data: int | None = None  # parts of a batch of images; None: as many as there are devices for
+    model: int = 1  # parts of the wide weights that rules names
+    rules: str = ""  # "block.*/mlp/fc1/kernel=.m": regular expression, a letter for each axis: . whole, m in parts
+
+    def __post_init__(self) -> None:
+        for name in ("data", "model"):
+            _least(1, f"mesh.{name}", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """Everything that a run needs to know."""
 
@@ -56,6 +69,8 @@ class Run:
     seeds: int = 1  # calibration sets, drawn by seed, seed + 1, ...: means and spreads over them (jvq.sweep)
     order: str = ""  # "minmax<igq<igq_12": rows from worse to better, tested in pairs at every width (jvq.sweep)
     parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # instead of this run several: name, changes
+    mesh: Devices = dataclasses.field(default_factory=Devices)
+    figures: bool = True  # draw what report.html shows: ten seconds or so
 
     def __post_init__(self) -> None:
         _least(1, "resolution", self.resolution)
@@ -80,6 +95,8 @@ def config(
     seeds: int = 1,
     order: str = "",
     parts: Mapping[str, Mapping[str, Any]] | None = None,
+    mesh: Mapping[str, Any] | None = None,
+    figures: bool = True,
     **options: Any,
 ) -> ml_collections.ConfigDict:
     """A ConfigDict that shows every option of the method and the data, so that each can be overridden.
@@ -108,6 +125,8 @@ def config(
             "seeds": seeds,
             "order": order,
             "parts": {label: dict(changes) for label, changes in (parts or {}).items()},
+            "mesh": _shown(Devices, mesh or {}, "mesh"),
+            "figures": figures,
         }
     )
 
@@ -127,7 +146,7 @@ def _runs(cfg: Any) -> dict[str, Run]:
     for label, changes in whole.parts.items():
         part = {**tree, "parts": {}, "name": f"{whole.name}_{label}"}
         for key, value in _mapping(changes, f"parts.{label}").items():
-            part[key] = {**tree[key], **_mapping(value, key)} if key in ("data", "method") else value
+            part[key] = {**tree[key], **_mapping(value, key)} if key in ("data", "method", "mesh") else value
         found[label] = typed(part)
     return found
 
@@ -147,6 +166,7 @@ def typed(cfg: Any) -> Run:
     }
     tree["rows"] = {label: _options(row, f"rows.{label}", of[label]) for label, row in rows.items()}
     tree["data"] = _made(Data, tree.get("data", {}), "data")
+    tree["mesh"] = _made(Devices, tree.get("mesh", {}), "mesh")
     return _made(Run, {**tree, "method_name": kind, "method": options}, "config")
 
 

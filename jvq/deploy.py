@@ -21,17 +21,20 @@ from absl import app, flags
 
 from jvq import accounting, export, usage
 from jvq.core.calibrate import Track, silent
+from jvq.data import Loader
 from jvq.export import Deployment
 from jvq.integer.rows import WEIGHTS, Weights
 from jvq.mistakes import one_line
 
 FLAGS = flags.FLAGS
-OWN = ("images", "batch", "weights", "data", "dir", "onnx", "stablehlo", "stablehlo_batch", "platform")  #: in the help
+OWN = ("images", "batch", "workers", "weights", "data", "dir", "onnx", "stablehlo", "stablehlo_batch", "platform")
+"""What stands in the help."""
 if __name__ == "__main__":
     flags.DEFINE_string("data", "fashion", "fashion, folder, npz or tfds:NAME: what the model is evaluated on")
     flags.DEFINE_string("dir", None, "of that data")
     flags.DEFINE_integer("images", 1000, "of the test split; 0: none, the model is only exported", lower_bound=0)
     flags.DEFINE_integer("batch", 100, "images at a time", lower_bound=1)
+    flags.DEFINE_integer("workers", 0, "processes that read images; 0: threads, -1: as the cores ask", lower_bound=-1)
     flags.DEFINE_enum("weights", "fast", WEIGHTS, "a byte a weight code in memory, or 2 to 4 bits packed")
     flags.DEFINE_string("onnx", None, "file to write for onnxruntime")
     flags.DEFINE_string("stablehlo", None, "file to write for any process with jax")
@@ -59,22 +62,38 @@ def compared(deployment: Deployment, images: jax.Array, fake: jax.Array) -> str:
     return text
 
 
-def evaluate(deployment: Deployment, images: np.ndarray, labels: np.ndarray, track: Track = silent) -> dict[str, Any]:
-    """Accuracy in integers, how many decisions differ from fake quantisation, images a second without compiling."""
+def evaluate(deployment: Deployment, loader: Loader, track: Track = silent) -> dict[str, Any]:
+    """Accuracy in integers, how many decisions differ from fake quantisation, images a second without compiling.
+
+    One batch is in memory at a time, and of the outputs only the decisions are kept; reading images is not timed.
+    """
     integer, fake = deployment.integer(FLAGS.weights), jax.jit(deployment.forward)
-    batches = [images[i : i + FLAGS.batch] for i in range(0, len(images), FLAGS.batch)]
-    for batch in track([*{len(b): b for b in batches}.values()], "compiling"):
-        jax.block_until_ready(integer(batch))
-    start = time.perf_counter()
-    got = np.concatenate([np.asarray(integer(batch)) for batch in track(batches, "evaluating in integers")])
-    seconds = time.perf_counter() - start
-    reference = np.concatenate([np.asarray(fake(batch)) for batch in track(batches, "evaluating fake quantisation")])
-    rows: dict[str, Any] = {"images": len(images), "images a second": f"{len(images) / seconds:.0f}"}
+    blank = np.zeros((loader.batch_size, *deployment.model.image), np.float32)  # every batch has this shape
+    for run in track([integer, fake], "compiling"):
+        jax.block_until_ready(run(blank))
+    seconds, parts, apart = 0.0, [], 0.0
+    for batch in track(loader, "evaluating in integers and fake quantisation"):
+        start = time.perf_counter()
+        got = jax.block_until_ready(integer(batch["image"]))
+        seconds += time.perf_counter() - start
+        pair = [np.asarray(y).reshape(loader.batch_size, -1) for y in (got, fake(batch["image"]))]
+        apart = max(apart, float(np.abs(pair[0] - pair[1])[batch["mask"]].max(initial=0.0)))
+        outputs = [y.argmax(axis=1) for y in pair]
+        parts.append(np.stack([*outputs, batch["label"]])[:, batch["mask"]])
+    got, reference, labels = np.concatenate(parts, axis=1)
+    if not len(labels):
+        raise ValueError(f"{loader.source.name}: none of its images can be read, the first: {loader.skipped[0]}")
+    rate = loader.batch_size * len(loader) / seconds  # the last batch takes its time whole
+    rows: dict[str, Any] = {"images": len(labels), "images a second": f"{rate:.0f}"}
+    if loader.skipped:
+        rows["not readable"] = f"{len(loader.skipped)}, the first: {loader.skipped[0]}"
     if getattr(deployment.model.spec, "classes", 0):
         if (labels >= 0).all():
-            rows["top-1 %, integers"] = f"{100 * np.mean(got.argmax(axis=1) == labels):.2f}"
-            rows["top-1 %, fake quantisation"] = f"{100 * np.mean(reference.argmax(axis=1) == labels):.2f}"
-        rows["decisions that differ"] = int((got.argmax(axis=1) != reference.argmax(axis=1)).sum())
+            rows["top-1 %, integers"] = f"{100 * np.mean(got == labels):.2f}"
+            rows["top-1 %, fake quantisation"] = f"{100 * np.mean(reference == labels):.2f}"
+        rows["decisions that differ"] = int((got != reference).sum())
+    else:
+        rows["largest difference from fake quantisation"] = f"{apart:.1e}"
     return rows
 
 
@@ -85,7 +104,7 @@ def main(argv: list[str]) -> None:
     import rich.box
     from rich.table import Table
 
-    from jvq.data import Preprocess, open_source, sample
+    from jvq.data import Preprocess, open_source
     from jvq.report import Console
 
     console = Console()
@@ -114,8 +133,10 @@ def main(argv: list[str]) -> None:
         save_stablehlo(deployment, FLAGS.stablehlo, platform=FLAGS.platform, batch=FLAGS.stablehlo_batch)
         rows["stablehlo"] = FLAGS.stablehlo
     if source is not None:
-        drawn = sample(source, Preprocess.from_dict(dict(deployment.preprocess)), min(FLAGS.images, len(source)), 0)
-        rows |= evaluate(deployment, drawn.images, drawn.labels, console.track)
+        drawn = np.random.default_rng(0).permutation(len(source))[: FLAGS.images]
+        preprocess = Preprocess.from_dict(dict(deployment.preprocess))
+        loader = Loader(source, preprocess, min(FLAGS.batch, len(drawn)), drawn, FLAGS.workers)
+        rows |= evaluate(deployment, loader, console.track)
     table = Table(box=rich.box.SIMPLE_HEAD, show_header=False)
     for name, value in rows.items():
         table.add_row(name, str(value))

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from jvq.core.calibrate import Track, silent
 from jvq.core.dot import packed_dot, quantized, recording
+from jvq.core.mesh import gathered, split
 from jvq.core.quantizer import State
 from jvq.core.recipe import Forward, Plan
 
@@ -40,16 +42,22 @@ def runner(forward: Forward, plan: Plan) -> Callable[[Any, Mapping[str, State], 
 
 
 def predict(
-    run: Callable[[jax.Array], jax.Array], batches: Iterable[Mapping[str, Any]], text: str, track: Track = silent
+    run: Callable[[jax.Array], jax.Array],
+    batches: Iterable[Mapping[str, Any]],
+    text: str,
+    track: Track = silent,
+    mesh: Mesh | None = None,
 ) -> Predictions:
     """The predictions over ``{"image", "label", "mask"}`` batches; masked rows are left out.
 
-    Raises ``ValueError`` where no image is left, or where logits are not finite.
+    On the devices of a ``mesh`` a batch is split, filled up where it cannot be; what ``run`` holds has to lie there
+    (:func:`~jvq.core.mesh.everywhere`). Raises ``ValueError`` where no image is left, or where logits are not finite.
     """
     logits, labels = [], []
     for batch in track(batches, text):
         mask: Bool[np.ndarray, " b"] = batch["mask"]
-        logits.append(np.asarray(run(jnp.asarray(batch["image"])))[mask])
+        images, rows = split(mesh, batch["image"])
+        logits.append(gathered(run(images))[rows][mask])
         labels.append(batch["label"][mask])
     if not any(map(len, labels)):
         raise ValueError(f"{text}: there are no images, or none that can be read")

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
 from jvq.core.calibrate import Track, silent
 from jvq.core.dot import packed_dot, quantized, recording
+from jvq.core.mesh import gathered, split
 from jvq.core.quantizer import State
 from jvq.core.recipe import Forward, Plan
 
@@ -52,16 +53,18 @@ def predict(
     batches: Iterable[Mapping[str, Any]],
     text: str,
     track: Track = silent,
+    mesh: Mesh | None = None,
 ) -> Predictions:
-    """The predictions over ``{"image", "mask"}`` batches; masked rows are left out.
+    """The predictions over ``{"image", "mask"}`` batches; masked rows are left out. ``mesh``: see ``evaluate.predict``.
 
     Raises ``ValueError`` where no image is left, or where a map or a feature is not finite.
     """
     maps, features = [], []
     for batch in track(batches, text):
         mask: Bool[np.ndarray, " b"] = batch["mask"]
-        for held, got in zip((maps, features), run(jnp.asarray(batch["image"])), strict=True):
-            held.append(np.asarray(got)[mask])
+        images, rows = split(mesh, batch["image"])
+        for held, got in zip((maps, features), gathered(run(images)), strict=True):
+            held.append(got[rows][mask])
     if not any(map(len, maps)):
         raise ValueError(f"{text}: there are no images, or none that can be read")
     found = Predictions(np.concatenate(maps), np.concatenate(features))

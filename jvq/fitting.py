@@ -20,6 +20,7 @@ def fitted_row(row: Row, material: Material) -> Fitted:
         subject.known,
         track=m.console.track,
         journal=journal,
+        mesh=m.mesh,
     )
     if not getattr(row.method, "TRAINS", False):
         return fit

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jvq.core import files
+from jvq.core import files, hosts
 
 
 def fingerprint(*things: Any) -> str:
@@ -38,7 +38,7 @@ class Journal(MutableMapping[str, Any]):
         self.values_: dict[str, Any] = {}
         self.head = json.dumps({"fingerprint": fingerprint})
         self.begun = False
-        lines = _lines(path)
+        lines = hosts.agreed(_lines(path))  # of many processes all go on from what the leading one has
         if lines[:1] == [self.head]:
             for line in lines[1:]:
                 self.values_.update(json.loads(line))

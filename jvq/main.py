@@ -19,6 +19,7 @@ import importlib.util
 import logging
 import shlex
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Write over a report that --wo
 RESUME = flags.DEFINE_bool("resume", False, "Go on in --workdir, behind the parts that are reported")
 SITES = flags.DEFINE_bool("sites", False, "List every address with its letters and shape, and stop")
 DRY = flags.DEFINE_bool("dry", False, "Show the resolved plan, and stop")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Of many processes: HOST:PORT of the first; a cluster's is found"
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are")
+PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0")
 
 
 def main(argv: list[str]) -> None:
@@ -47,25 +53,32 @@ def main(argv: list[str]) -> None:
         raise ValueError(
             "--config is missing, e.g. --config igq_demo (python -m jvq.list configs shows all; try --help)"
         )
-    from jvq import report, run
+    from jvq import report
     from jvq.config import runs
+    from jvq.core import hosts
 
-    parts, console = runs(CONFIG.value), report.Console()
+    parts = runs(CONFIG.value)
     if SITES.value or DRY.value:
-        _look(next(iter(parts.values())), console)
+        _look(next(iter(parts.values())), report.Console())
         return
     if RESUME.value and not WORKDIR.value:
         raise ValueError("--resume goes on in the folder that --workdir names")
+    hosts.joined(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    if hosts.leads():
+        _led(parts, report.Console())
+        return
+    names = hosts.led(list)  # the parts that are left, as the leading process finds them
+    with tempfile.TemporaryDirectory(prefix="jvq-") as folder:  # it writes the same as the leading one, for nobody
+        _run({part: parts[part] for part in names}, Path(folder), report.Console(quiet=True))
+
+
+def _led(parts, console) -> None:
+    """Runs the parts in the workdir, as the leading process or the only one."""
+    from jvq.core import hosts
+
     workdir = Path(WORKDIR.value) if WORKDIR.value else _free(Path("runs") / CONFIG.value.name, [*parts])
     new = not workdir.exists()
-    if RESUME.value:
-        done = [part for part in parts if (workdir / part / "report.json").exists()]
-        console.say(f"done already: {', '.join(part or str(workdir) for part in done) or 'nothing'}")
-        for part in done:
-            run.ended(workdir / part)  # the end of its end may have been interrupted
-        parts = {part: cfg for part, cfg in parts.items() if part not in done}
-    for part in parts:
-        report.claim(workdir / part, OVERWRITE.value)
+    parts = {part: parts[part] for part in hosts.led(lambda: _claimed([*parts], workdir, console))}
     try:
         _run(parts, workdir, console)
     except (ValueError, OSError):
@@ -76,16 +89,32 @@ def main(argv: list[str]) -> None:
         raise
 
 
+def _claimed(parts: list[str], workdir: Path, console) -> list[str]:
+    """The parts that are left to run, their folders ready."""
+    from jvq import report, run
+
+    if RESUME.value:
+        done = [part for part in parts if (workdir / part / "report.json").exists()]
+        console.say(f"done already: {', '.join(part or str(workdir) for part in done) or 'nothing'}")
+        for part in done:
+            run.ended(workdir / part)  # the end of its end may have been interrupted
+        parts = [part for part in parts if part not in done]
+    for part in parts:
+        report.claim(workdir / part, OVERWRITE.value)
+    return parts
+
+
 def _run(parts, workdir: Path, console) -> None:
     """Runs the parts; a signal ends them behind the running piece of work, with a line that says how to go on."""
     import jax
 
     from jvq import interrupts, run
+    from jvq.core import hosts
     from jvq.environment import command_line
 
     with interrupts.heeded() as stop:
         stop.said = f"jvq: to go on: {_again(workdir)}"
-        console.stopping = stop.stopping
+        console.stopping = lambda: hosts.any_of(stop.stopping())  # all stop at the same place
         try:
             for part, cfg in parts.items():
                 if part:
@@ -93,6 +122,9 @@ def _run(parts, workdir: Path, console) -> None:
                     jax.clear_caches()  # hundreds of executables of earlier parts would use up its memory maps
                 run.run(cfg, workdir / part, console, command_line())
         except KeyboardInterrupt:
+            stop.number = max(hosts.shared(stop.number))  # it may have reached another process alone
+            if not hosts.leads():
+                sys.exit(stop.code)
             rows = [str(path) for part in parts if (path := workdir / part / "report.partial.md").exists()]
             where = f"; the rows so far are in {', '.join(rows)}" if rows else ""
             print(f"jvq: stopped by {stop.name}{where}\n{stop.said}", file=sys.stderr)
@@ -161,7 +193,8 @@ def _config_of(argv: list[str]) -> tuple[str, int | None]:
 def _help(config: str) -> None:
     """Shows how to start; with a config what that is, and everything in it that can be set."""
     if not config:
-        usage.show(__doc__ or "", ("config", "workdir", "dry", "sites", "resume", "overwrite"))
+        own = ("config", "workdir", "dry", "sites", "resume", "overwrite", "coordinator", "processes", "process")
+        usage.show(__doc__ or "", own)
         return
     from jvq.report import Console
 
@@ -232,8 +265,10 @@ def entry() -> None:
 
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:  # app.run has made it INFO, and every checkpoint would take a screen
-            absl.logging.set_verbosity(absl.logging.WARNING)
-        with one_line(ValueError, OSError, text=_said):
+            absl.logging.set_verbosity(absl.logging.FATAL)  # nor pages of a full disk: an exception says that in a line
+        from jvq.core import hosts
+
+        with hosts.ending(), one_line(ValueError, OSError, text=_said), hosts.noticing():
             main(argv)
 
     app.run(guarded, flags_parser=_parse)

@@ -7,8 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jvq.config import Run
+from jvq.core import hosts
+from jvq.core.mesh import mesh_of, placed, rules_of
 from jvq.data import Loader, Preprocess, Source, open_source
 from jvq.models import Model
 from jvq.models.weights import Checkpoint, open_weights
@@ -30,7 +33,29 @@ def opened(cfg: Run) -> tuple[Checkpoint, Loader, Source]:
         train = open_source(cfg.data.name, cfg.data.train, cfg.data.dir)
         checkpoint, preprocess = load(cfg)  # last: it may take a download
     fits(test, checkpoint.model, preprocess)
+    checkpoint = dataclasses.replace(checkpoint, params=laid(checkpoint.params, cfg))
     return checkpoint, loader_of(cfg, test, preprocess), train
+
+
+def devices(cfg: Run) -> Mesh | None:
+    """The devices of a run; None: the only one that there is."""
+    alone = cfg.mesh.data is None and cfg.mesh.model == 1 and jax.device_count() == 1
+    mesh = None if alone else mesh_of(cfg.mesh.data, cfg.mesh.model)
+    if mesh is not None and len(there := {d.process_index for d in mesh.devices.flat}) < jax.process_count():
+        raise ValueError(f"mesh: its devices are those of {len(there)} of {jax.process_count()} processes: use all")
+    return mesh
+
+
+def laid(params: Any, cfg: Run) -> Any:
+    """The parameters, wide ones in parts where the run's rules say so."""
+    rules, mesh = rules_of(cfg.mesh.rules), devices(cfg)
+    if not rules:
+        return params
+    if hosts.many():
+        raise ValueError("mesh.rules: weights in parts are for the devices of one process, there are several")
+    if cfg.mesh.model == 1 or mesh is None:
+        raise ValueError("mesh.rules needs mesh.model of at least 2: the number of parts")
+    return placed(params, mesh, rules)
 
 
 @contextmanager
@@ -45,8 +70,9 @@ def _needing(cfg: Run) -> Iterator[None]:
 
 
 def loader_of(cfg: Run, source: Source, preprocess: Preprocess) -> Loader:
+    """The images that are evaluated, in batches: the source's first, as many as the config says."""
     count = len(source) if cfg.data.images is None else min(cfg.data.images, len(source))
-    return Loader(source, preprocess, min(cfg.data.batch, count), np.arange(count))
+    return Loader(source, preprocess, min(cfg.data.batch, count), np.arange(count), mesh=devices(cfg))
 
 
 def fits(source: Source, model: Model, preprocess: Preprocess, training: bool = False) -> None:
@@ -73,10 +99,15 @@ def teacher_of(name: str, preprocess: Preprocess, classes: int) -> Checkpoint:
     return known
 
 
+def whole(loader: Loader) -> Loader:
+    """The same batches, read by this process alone; what is skipped is its own."""
+    return Loader(loader.source, loader.preprocess, loader.batch_size, loader.indices)
+
+
 def first(loader: Loader, count: int) -> np.ndarray:
     """The first ``count`` images that can be read [n y x c]."""
     parts, held = [], 0
-    for batch in Loader(loader.source, loader.preprocess, loader.batch_size, loader.indices):  # keeps what was skipped
+    for batch in whole(loader):  # keeps what was skipped
         parts.append(batch["image"][batch["mask"]])
         held += len(parts[-1])
         if held >= count:
@@ -90,11 +121,13 @@ def data_of(cfg: Run, loader: Loader, images: int) -> dict[str, Any]:
 
 
 def described(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """What was quantised: its name, architecture, number of parameters, and Spec."""
     count = sum(int(x.size) for x in jax.tree.leaves(checkpoint.params))
     spec = dataclasses.asdict(checkpoint.model.spec)
     return {"name": name, "architecture": checkpoint.model.architecture, "parameters": count, "spec": spec}
 
 
 def warnings_of(loader: Loader) -> list[str]:
+    """A line for the images that could not be read; none where all could."""
     skipped = loader.skipped
     return [f"{len(skipped)} images could not be read and were left out, the first: {skipped[0]}"] if skipped else []

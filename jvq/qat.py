@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jvq import evaluate, tapes
 from jvq.checkpoints import Keeper
+from jvq.core import hosts
 from jvq.core.calibrate import Fitted, calibrate
+from jvq.core.mesh import local
 from jvq.core.recipe import Sites, sites
 from jvq.data import Loader, Preprocess, Source, train_batches
 from jvq.data.augment import preparation
@@ -52,18 +55,19 @@ def trained(row: Row, fit: Fitted, material: Material) -> Fitted:
     if teacher is not None and method.beside(options) and (seen := method.watched(options, known)):
         _compare(seen, known, teacher)
     labels = _labels(options, source, m.preprocess, teacher, folder, m.console, student.model.spec.classes)
-    lesson = Lesson(row, known, source, held, m.preprocess, teacher, labels, m.console)
+    lesson = Lesson(row, known, source, held, m.preprocess, teacher, labels, m.console, m.mesh)
     params, states, done, courses = student.params, fit.qstate, 0, {}
     for i, course in enumerate(method.courses(options, row.plan, known)):
         if i:
-            states = calibrate(student.model.forward, params, m.images, course.plan, known, track=m.console.track)
+            shown: Any = {"track": m.console.track, "mesh": m.mesh}
+            states = calibrate(student.model.forward, params, m.images, course.plan, known, **shown)
         begun = dataclasses.replace(student, params=params), {a: dict(states[a]) for a in course.plan}
         final, note = _taken(lesson, course, *begun, folder / course.name, done, i)
         params, states, done = final["params"], final["q"], done + note["steps"]
         courses[course.name] = note
     left = {a: q for a, q in row.plan.items() if a not in states}
-    track = m.console.track
-    fresh = calibrate(student.model.forward, params, m.images, left, known, track=track) if left else {}
+    shown = {"track": m.console.track, "mesh": m.mesh}
+    fresh = calibrate(student.model.forward, params, m.images, left, known, **shown) if left else {}
     both, note = {**states, **fresh}, courses.pop(course.name)
     note |= {"courses": courses} if courses else {}
     note["labels"] = None if labels is None else {k: labels.header[k] for k in ("teacher", "digest", "crops", "keep")}
@@ -81,22 +85,23 @@ class Lesson(NamedTuple):
     teacher: Checkpoint | None
     labels: SoftLabels | None
     console: Console
+    mesh: Mesh | None
 
 
 def _taken(
     lesson: Lesson, course: Course, student: Checkpoint, states: Any, folder: Path, done: int, number: int
 ) -> tuple[Any, dict[str, Any]]:
     """What is trained at the end of a course that follows ``done`` steps of others, and what there is to say of it."""
-    row, known, source, held, preprocess, teacher, labels, console = lesson
+    row, known, source, held, preprocess, teacher, labels, console, mesh = lesson
     options, method, model, plan = row.options, row.method, student.model, course.plan
-    schedule, batches, prepare = _stream(options, source, preprocess, labels)
+    schedule, batches, prepare = _stream(options, source, preprocess, labels, mesh)
     begun = round(course.begin * schedule.steps)
     schedule = dataclasses.replace(schedule, steps=round(course.end * schedule.steps) - begun)
     begin = {"params": student.params, "q": states}
     beside = teacher if method.beside(options) else None
     objective = _objective(row.planned(plan), model, begin, known, prepare, beside, schedule)
     if options.holdout:
-        objective = objective._replace(validate=_validation(row.planned(plan), model, held, preprocess))
+        objective = objective._replace(validate=_validation(row.planned(plan), model, held, preprocess, mesh))
     about = _about(row.planned(plan), student, source, schedule, teacher, labels)
     keeper = Keeper(folder, about, options.save_every, scored=options.holdout > 0)
     log = Log(folder / "metrics.jsonl", folder / "events" if options.tensorboard else None)
@@ -113,10 +118,12 @@ def _taken(
                 log=log,
                 on_step=bar.at,
                 stopping=console.stopping,
+                mesh=mesh,
             )
         best = keeper.best()
         if options.take == "best" and best is not None:
             progress = keeper.restored(progress, best)
+        progress = local(progress)
     finally:
         keeper.close()
     final = averaged(progress)
@@ -191,7 +198,7 @@ def _curves(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _stream(
-    options: Any, source: Source, preprocess: Preprocess, labels: SoftLabels | None
+    options: Any, source: Source, preprocess: Preprocess, labels: SoftLabels | None, mesh: Mesh | None
 ) -> tuple[Schedule, Batches, tapes.Prepare]:
     """The schedule, the batches from any step on, and what prepares them inside the step."""
     epochs, steps = options.epochs, options.steps
@@ -208,7 +215,7 @@ def _stream(
     crop = None if plain else preprocess
     return (
         schedule,
-        lambda start: train_batches(source, options.batch, options.seed, epochs, crop, start),
+        lambda start: train_batches(source, options.batch, options.seed, epochs, crop, start, mesh=mesh),
         preparation(preprocess, options.shift),
     )
 
@@ -232,6 +239,8 @@ def _labels(
         if labels.crops < options.crops:
             raise ValueError(f"method.crops: got {options.crops}, {options.labels} has {labels.crops} of an image")
         return labels
+    if hosts.many():
+        raise ValueError("method.distillation=stored: one process writes the labels; then name them: method.labels")
     assert teacher is not None
     forward, params = jax.jit(teacher.model.forward), teacher.params
     crops, keep = STORED * options.crops, min(options.keep, classes)
@@ -263,13 +272,15 @@ def _teacher(row: Row, checkpoint: Checkpoint, preprocess: Preprocess) -> Checkp
     return teacher_of(options.teacher, preprocess, checkpoint.model.spec.classes)
 
 
-def _validation(row: Row, model: Model, held: Source, preprocess: Preprocess) -> Callable[[Any], dict[str, float]]:
+def _validation(
+    row: Row, model: Model, held: Source, preprocess: Preprocess, mesh: Mesh | None
+) -> Callable[[Any], dict[str, float]]:
     """Top-1 on the training images that were kept back."""
-    loader = Loader(held, preprocess, min(250, len(held)))
+    loader = Loader(held, preprocess, min(250, len(held)), mesh=mesh)
     forward = evaluate.runner(model.forward, row.plan)
 
     def validate(tree: Any) -> dict[str, float]:
-        got = evaluate.predict(lambda x: forward(tree["params"], tree["q"], x), loader, "validating")
+        got = evaluate.predict(lambda x: forward(tree["params"], tree["q"], x), loader, "validating", mesh=mesh)
         return {"score": float((got.logits.argmax(axis=1) == got.labels).mean())}
 
     return validate

@@ -6,14 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jvq import accounting, deploy, evaluate_maps, inspection
+from jvq import accounting, deploy, evaluate_maps, inspection, looking
 from jvq.config import Run
 from jvq.core.calibrate import Fitted
 from jvq.data import sample
 from jvq.export import Deployment, save
 from jvq.fitting import fitted_row
 from jvq.kept import Kept
-from jvq.opening import data_of, described, opened, warnings_of
+from jvq.opening import data_of, described, devices, opened, warnings_of, whole
 from jvq.report import Console, write_partial
 from jvq.rows import (
     Frozen,
@@ -40,16 +40,18 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     console.say(f"loading {cfg.weights} and {cfg.data.name} ...")
     with stages.stage("load"):
         checkpoint, loader, train = opened(cfg)
+        mesh = devices(cfg)
         known, compared = plans(cfg, checkpoint)
         drawn = sample(train, loader.preprocess, cfg.data.calibration, cfg.seed, console.track)
         keep = Kept.of(cfg, workdir, checkpoint, loader, train, console)
     with stages.stage("evaluate"):
-        reference, plain = keep.evaluated("float", loader, float_row, checkpoint, known, loader, console)
+        plainly = checkpoint, known, loader, console, mesh
+        reference, plain = keep.evaluated("float", loader, float_row, *plainly)
     table = [plain]
     task, outputs = task_of(checkpoint.model), {"float": reference}
-    batch = jnp.asarray(next(iter(loader))["image"])
+    batch = jnp.asarray(next(iter(whole(loader)))["image"])
     fits: dict[str, tuple[Row, Fitted]] = {}
-    material = Material(checkpoint, known, drawn.images, train, loader.preprocess, workdir, console)
+    material = Material(checkpoint, known, drawn.images, train, loader.preprocess, workdir, console, mesh)
     for row in compared:
         with stages.stage("fit"):
             console.say(f"{row.name}: fitting {len(row.plan)} quantisers on {len(drawn.images)} images")
@@ -61,7 +63,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
             own = fitted_checkpoint(subject.checkpoint, fit)
             packed = Frozen.of(own, row.plan, fit.qstate, subject.known)
         with stages.stage("evaluate"):
-            subjects = row, packed, subject.known, loader, reference, console
+            subjects = row, packed, subject.known, loader, reference, console, mesh
             line, outputs[row.name] = keep.evaluated(f"{row.name} evaluated", loader, scored, *subjects)
             table.append(line | of_training(fit))
             write_partial(workdir, cfg.method_name, cfg.weights, [r.name for r in compared], filled(table))
@@ -81,6 +83,8 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         if task is evaluate_maps:
             draw(workdir / "maps.png", outputs, loader)
             pictures.append("maps.png")
+        parts = fits, cfg.method_name, checkpoint, known, loader
+        figures = looking.figures(workdir, *parts, outputs, found, filled(table)) if cfg.figures else []
     protocol = main.method.protocol(main.options) | {
         "rules": cfg.rules or "none",
         "calibration": f"{len(drawn.images)} images of {train.name} ({cfg.data.train}), drawn by seed {cfg.seed}",
@@ -89,7 +93,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     console.say("packing, and comparing with integer inference ...")
     with stages.stage("deploy"):
         deployment = Deployment.of(main_model, main.plan, fitted.qstate, main_known, protocol)
-        protocol["integer inference"] = deploy.compared(deployment, batch, jax.tree.leaves(fake)[0])  # maps, features
+        protocol["integer inference"] = deploy.compared(deployment, batch, jax.jit(deployment.forward)(batch))
         save(deployment, workdir / PACKED)
     return {
         "seconds": stages.seconds,
@@ -101,6 +105,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         "rows": filled(table),
         "sites": found,
         "pictures": pictures,
+        "figures": figures,
         "warnings": [*warnings_of(loader), *troubles, *notes.pop("warnings", [])],
         **notes,
     }

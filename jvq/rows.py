@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jvq import accounting, evaluate, evaluate_maps
 from jvq.config import Run
 from jvq.core.calibrate import Fitted
 from jvq.core.freeze import freeze
+from jvq.core.mesh import everywhere
 from jvq.core.quantizer import Quantizer, State
 from jvq.core.recipe import Sites, matching, resolve, sites
 from jvq.data import Loader, Preprocess, Source
@@ -78,6 +80,7 @@ class Material(NamedTuple):
     preprocess: Preprocess
     workdir: Path
     console: Console
+    mesh: Mesh | None = None  # None: one device
 
 
 def plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, list[Row]]:
@@ -153,10 +156,14 @@ def draw(path: Path, outputs: Mapping[str, Any], loader: Loader) -> None:
     draw_maps(path, images, {name: got.maps[some] for name, got in outputs.items()})
 
 
-def float_row(checkpoint: Checkpoint, known: Sites, loader: Loader, console: Console) -> tuple[Any, dict[str, Any]]:
+def float_row(
+    checkpoint: Checkpoint, known: Sites, loader: Loader, console: Console, mesh: Mesh | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """What the float model gives, and its line of the table."""
     task = task_of(checkpoint.model)
     run = task.runner(checkpoint.model.forward, {})
-    reference = task.predict(lambda x: run(checkpoint.params, {}, x), loader, "evaluating float", track=console.track)
+    params = everywhere(mesh, checkpoint.params)
+    reference = task.predict(lambda x: run(params, {}, x), loader, "evaluating float", console.track, mesh)
     got = task.score(reference, reference)
     size = accounting.tree_bytes(checkpoint.params)
     return reference, {"name": "float", **got._asdict(), "bytes": size, **accounting.spent(known, {})}
@@ -183,15 +190,26 @@ class Frozen:
         task = task_of(checkpoint.model)
         return cls(params, state, task.runner(checkpoint.model.forward, rest), task)
 
+    def on(self, mesh: Mesh | None) -> "Frozen":
+        """The model with its arrays on the devices of a mesh."""
+        params, qstate = everywhere(mesh, (self.params, self.qstate))
+        return dataclasses.replace(self, params=params, qstate=qstate)
+
     def __call__(self, images: jax.Array) -> Any:
         return self.run(self.params, self.qstate, images)
 
 
 def scored(
-    row: Row, frozen: Frozen, known: Sites, loader: Loader, reference: Any, console: Console
+    row: Row,
+    frozen: Frozen,
+    known: Sites,
+    loader: Loader,
+    reference: Any,
+    console: Console,
+    mesh: Mesh | None = None,
 ) -> tuple[dict[str, Any], Any]:
     """The table's line of a method, evaluated with its weights packed, and what the model gave."""
-    got = frozen.task.predict(frozen, loader, f"evaluating {row.name}", track=console.track)
+    got = frozen.task.predict(frozen.on(mesh), loader, f"evaluating {row.name}", console.track, mesh)
     costs = {"bytes": accounting.tree_bytes(frozen.params, frozen.qstate), **accounting.spent(known, row.plan)}
     return {"name": row.name, **frozen.task.score(reference, got)._asdict(), **costs}, got
 

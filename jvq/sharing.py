@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jvq.core.calibrate import Fitted, calibrate_all
+from jvq.core.mesh import everywhere
 from jvq.core.recipe import Plan, forms
 from jvq.fitting import fitted_row
 from jvq.models.weights import Checkpoint
@@ -41,9 +43,10 @@ def fitted(plans: Plans, material: Material, keep: Keep = lambda key, work, *arg
 def _calibrated(simple: Plans, material: Material) -> dict[Key, Fitted]:
     """The states of rows that only calibrate."""
     forward, params = material.checkpoint.model.forward, material.checkpoint.params
+    shared: dict[str, Any] = {"track": material.console.track, "mesh": material.mesh}
     length = most_groups(row.plan for row in simple.values())
     wide = [{a: _with_places(q, length) for a, q in row.plan.items()} for row in simple.values()]
-    states = calibrate_all(forward, params, material.images, wide, material.known, track=material.console.track)
+    states = calibrate_all(forward, params, material.images, wide, material.known, **shared)
     found = {}
     for (key, row), state in zip(simple.items(), states, strict=True):
         own = {a: cut(state[a], q.groups) if isinstance(q, Grouped) else state[a] for a, q in row.plan.items()}
@@ -62,6 +65,7 @@ class Runners:
     runner: Callable[..., Any]  # of the task
     checkpoint: Checkpoint
     length: int  # places for groups in every state, where no fit needs more
+    mesh: Mesh | None = None
     made: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def model(self, row: Row, fit: Fitted) -> Callable[[jax.Array], Any]:
@@ -73,5 +77,5 @@ class Runners:
             self.made[key] = self.runner(checkpoint.model.forward, dict(key[1]))
         run, length = self.made[key], max(self.length, most_groups([plan]))
         wide = {a: padded(s, length) if isinstance(plan[a], Grouped) else s for a, s in state.items()}
-        params = fitted_checkpoint(checkpoint, fit).params
+        params, wide = everywhere(self.mesh, (fitted_checkpoint(checkpoint, fit).params, wide))
         return lambda images: run(params, wide, images)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jvq import accounting, evaluate_maps, inspection, opening, ordering, rows, sharing
+from jvq import accounting, evaluate_maps, inspection, looking, opening, ordering, rows, sharing
 from jvq.config import Run
 from jvq.core.calibrate import Fitted
 from jvq.core.recipe import Sites
@@ -35,16 +35,18 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     console.say(f"loading {cfg.weights} and {cfg.data.name} ...")
     with stages.stage("load"):
         checkpoint, loader, train = opening.opened(cfg)
+        mesh = opening.devices(cfg)
         known, plans = _plans(cfg, checkpoint)
         chains = ordering.parse(cfg.order, [name for _, name in plans])
         keep = Kept.of(cfg, workdir, checkpoint, loader, train, console)
     with stages.stage("evaluate"):
-        reference, plain = keep.evaluated("float", loader, rows.float_row, checkpoint, known, loader, console)
+        reference, plain = keep.evaluated("float", loader, rows.float_row, checkpoint, known, loader, console, mesh)
     task = rows.task_of(checkpoint.model)
-    runners = sharing.Runners(task.runner, checkpoint, sharing.most_groups(row.plan for row in plans.values()))
+    runners = sharing.Runners(task.runner, checkpoint, sharing.most_groups(row.plan for row in plans.values()), mesh)
     runs: list[dict[str, Any]] = []
     sites: dict[str, dict[str, Any]] = {}
     pictures: list[str] = []
+    looked: inspection.Fits = {}
     warnings: list[str] = []
     outputs: dict[str, dict[str, Any]] = {}
     errors: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
@@ -53,20 +55,20 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         seeded = {key: _seeded(row, seed) for key, row in plans.items()}
         with stages.stage("fit"):
             images = sample(train, loader.preprocess, cfg.data.calibration, seed, console.track).images
-            material = rows.Material(checkpoint, known, images, train, loader.preprocess, workdir, console)
+            material = rows.Material(checkpoint, known, images, train, loader.preprocess, workdir, console, mesh)
             fits = sharing.fitted(seeded, material, lambda key, *work, s=seed: keep(f"seed {s}: {key}", *work))
         if seed == cfg.seed:
             with stages.stage("inspect"):  # at the last width, with the first seed
-                sites, pictures, warnings = _inspected(cfg, workdir, seeded, fits, checkpoint, known, loader, images)
+                some = cfg, workdir, seeded, fits, checkpoint, known, loader, images
+                looked, sites, pictures, warnings = _inspected(*some)
                 main = fits[[*plans][-1][0], cfg.method_name].notes
                 counted = {part: main[part] for part in COUNTED if part in main}
         for (width, name), row in seeded.items():
             with stages.stage("evaluate"):
                 fit = fits[width, name]
                 text = f"evaluating {width} {name}, seed {seed}"
-                model = runners.model(row, fit)
-                key = f"seed {seed}: {width} {name} evaluated"
-                got = keep.evaluated(key, loader, lambda m=model, t=text: task.predict(m, loader, t, console.track))
+                given = runners.model(row, fit), loader, text, console.track, mesh
+                got = keep.evaluated(f"seed {seed}: {width} {name} evaluated", loader, task.predict, *given)
                 scores = task.score(reference, got)._asdict()
                 for measure, values in task.images(reference, got).items() if chains else ():
                     errors.setdefault((width, name), {}).setdefault(measure, []).append(values)
@@ -87,6 +89,10 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         for width, made in outputs.items() if task is evaluate_maps else ():
             rows.draw(workdir / f"maps_{width}.png", made, loader)
             pictures.append(f"maps_{width}.png")
+        last = [*plans][-1][0]
+        parts = looked, cfg.method_name, checkpoint, known, loader
+        name = f"{last} {cfg.method_name}"
+        figures = looking.figures(workdir, *parts, outputs[last], sites, table, name) if cfg.figures else []
     return {
         "seconds": stages.seconds,
         "method": cfg.method_name,
@@ -99,6 +105,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         "order": _ordered(chains, errors),
         "sites": sites,
         "pictures": pictures,
+        "figures": figures,
         "warnings": [*opening.warnings_of(loader), *warnings],
         **counted,
     }
@@ -151,15 +158,15 @@ def _inspected(
     known: Sites,
     loader: Loader,
     images: np.ndarray,
-) -> tuple[dict[str, dict[str, Any]], list[str], list[str]]:
-    """The main row's sites, pictures, and what is wrong with groups, at the last of the widths."""
+) -> tuple[inspection.Fits, dict[str, dict[str, Any]], list[str], list[str]]:
+    """The rows at the last of the widths, and there the main row's sites, pictures, and what is wrong with groups."""
     last = [*plans][-1][0]
     found = {name: (row, fits[width, name]) for (width, name), row in plans.items() if width == last}
     found = {name: (row.planned(fit.plan), fit) for name, (row, fit) in found.items()}
     sites, troubles = inspection.sites(found, cfg.method_name, checkpoint, known, loader)
     pictures = inspection.draw(workdir, found, cfg.method_name, sites, checkpoint, known, images)
     noted = [f"{name}: {line}" for name, (_, fit) in found.items() for line in fit.notes.get("warnings", ())]
-    return sites, pictures, troubles + noted
+    return found, sites, pictures, troubles + noted
 
 
 def _ordered(chains: list[list[str]], errors: Mapping[tuple[str, str], Any]) -> list[dict[str, Any]]:

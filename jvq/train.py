@@ -1,8 +1,8 @@
 """The training loop: one jitted, donated step over any tree of arrays. It takes an objective and knows no method.
 
 Data parallelism is ``jit`` with ``NamedSharding``: batches lie in parts on all devices, everything else on each of them
-whole, and XLA adds up the gradients. Nothing that happens depends on when a run was interrupted: batches and keys are
-functions of the step.
+whole (or as :func:`~jvq.core.mesh.placed` laid it), and XLA adds up the gradients. Nothing that happens depends on when
+a run was interrupted: batches and keys are functions of the step.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from jvq.checkpoints import Keeper
+from jvq.core.mesh import everywhere, local, mesh_of, parts, split
 from jvq.metrics import Log
 from jvq.schedule import Schedule
 
@@ -69,16 +69,18 @@ def fit(
     every: int = 50,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     stopping: Callable[[], bool] = lambda: False,
+    mesh: Mesh | None = None,
 ) -> Params:
     """The parameters after ``schedule.steps`` steps over ``batches``: :func:`run` for a loss alone.
 
+    They lie as training leaves them, but where there are many processes each has them whole on a device of its own.
     With a ``keeper`` the batches have to be a function of the step that is gone on from.
     """
     objective = Objective(lambda trained, fixed, batch, key: loss(trained, batch, key))
     record = None if log is None else Log(log)
     following = batches if callable(batches) else lambda start: batches
-    shown: Any = {"log": record, "every": every, "on_step": on_step, "stopping": stopping}
-    return run(objective, params, following, schedule, key, keeper=keeper, **shown).trained
+    shown: Any = {"log": record, "every": every, "on_step": on_step, "stopping": stopping, "mesh": mesh}
+    return local(run(objective, params, following, schedule, key, keeper=keeper, **shown).trained)
 
 
 def run(
@@ -94,32 +96,34 @@ def run(
     on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     devices: int | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    mesh: Mesh | None = None,
 ) -> Progress:
     """Where training is after ``schedule.steps`` steps; ``batches(start)`` are those from step ``start`` on.
 
     Step ``i`` draws from ``fold_in(key, i)``: the same arguments give the same numbers, whether or not ``keeper`` had
-    a checkpoint to go on from. ``log`` receives metrics every ``every`` steps. On several devices (all, or the first
-    ``devices``) a batch is split into equal parts. Raises ``ValueError`` where a loss or gradient is not finite, with
-    the step, the first address and the last checkpoint; that checkpoint, and all before, are good. Where ``stopping``
-    says so a checkpoint is saved behind the step of the moment, and ``KeyboardInterrupt`` raised.
+    a checkpoint to go on from. ``log`` receives metrics every ``every`` steps. On several devices (those of ``mesh``;
+    without one all, or the first ``devices``) a batch is split into equal parts. Raises ``ValueError`` where a loss or
+    gradient is not finite, with the step, the first address and the last checkpoint; that checkpoint, and all before,
+    are good. Where ``stopping`` says so a checkpoint is saved behind the step of the moment, and ``KeyboardInterrupt``
+    raised.
     """
     optimizer, rate = schedule.optimizer(), schedule.rate()
     if objective.reweighting is not None:
         optimizer = optax.chain(optimizer, objective.reweighting)
-    mesh = Mesh(jax.devices()[:devices], ("data",))
-    whole = NamedSharding(mesh, P())
-    begin = beginning(objective, trained, optimizer, schedule)
+    mesh = mesh_of(devices) if mesh is None else mesh
+    begin = everywhere(mesh, beginning(objective, trained, optimizer, schedule))
     progress = keeper.restored(begin) if keeper is not None else begin
-    progress = jax.device_put(jax.tree.map(jnp.copy, progress), whole)  # the caller's arrays are not donated
+    progress = everywhere(mesh, jax.tree.map(jnp.copy, progress))  # the caller's arrays are not donated
     del begin  # else it stays beside it all the time
-    step = jax.jit(stepper(objective, optimizer, schedule), donate_argnums=0)
-    fixed = jax.device_put(objective.fixed, whole)
+    lying = jax.tree.map(lambda x: x.sharding, progress)  # and so it stays
+    step = jax.jit(stepper(objective, optimizer, schedule), donate_argnums=0, out_shardings=(lying, None))
+    fixed = everywhere(mesh, objective.fixed)
     first = done = int(progress.step)
     if log is not None:
         log.begin(first)
     waiting: tuple[int, Batch, Any] | None = None  # looked at one step later, so that the device need not wait
     for i, batch in zip(range(first, schedule.steps), batches(first), strict=False):
-        batch = _placed(_divisible(batch, mesh.size * schedule.accumulate), mesh)
+        batch = _placed(_divisible(batch, parts(mesh) * schedule.accumulate), mesh)
         drawn = jax.random.fold_in(key, i)
         progress, metrics = step(progress, fixed, batch, drawn)
         done, last = i + 1, i + 1 == schedule.steps
@@ -227,7 +231,7 @@ def _share(pull: Params, grads: Params) -> jax.Array:
 
 def _placed(batch: Batch, mesh: Mesh) -> Batch:
     """The batch on the devices, its rows in equal parts; numbers whole."""
-    return {name: jax.device_put(x, NamedSharding(mesh, P("data") if np.ndim(x) else P())) for name, x in batch.items()}
+    return {name: split(mesh, x).arrays if np.ndim(x) else everywhere(mesh, x) for name, x in batch.items()}
 
 
 def _divisible(batch: Batch, parts: int) -> Batch:

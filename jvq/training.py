@@ -18,7 +18,7 @@ from jvq.journal import fingerprint
 from jvq.methods import METHODS, supervised
 from jvq.models import build
 from jvq.models.weights import Checkpoint, save
-from jvq.opening import data_of, described, fits, loader_of, teacher_of, warnings_of
+from jvq.opening import data_of, described, devices, fits, laid, loader_of, teacher_of, warnings_of
 from jvq.report import Console
 from jvq.rows import float_row
 from jvq.stages import Stages
@@ -41,19 +41,24 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         loader = loader_of(cfg, test, preprocess)
         teacher = teacher_of(options.teacher, preprocess, model.spec.classes) if options.teacher else None
         init_key, train_key = jax.random.split(jax.random.key(cfg.seed))
-        params = model.init(init_key)
+        params, mesh = laid(model.init(init_key), cfg), devices(cfg)
+        images = getattr(train, "images", None)  # in memory: gathered as they are where nothing has to be resized
+        crop = None if images is not None and preprocess.is_arithmetic(images.shape[1:]) else preprocess
+
+        def batches(start: int) -> Any:
+            return train_batches(train, options.batch, cfg.seed, options.epochs, crop, start, mesh=mesh)
+
+        batches(0)  # a batch beyond the data is an error now, before anything is written
     steps = options.schedule(len(train)).steps
     keeper = Keeper(kept.folder(workdir) / "training", _about(cfg, params, train, teacher), options.save_every)
     with stages.stage("train"), console.steps(steps, f"training {options.epochs} epochs") as bar:
-        images = getattr(train, "images", None)  # in memory: gathered as they are where nothing has to be resized
-        crop = None if images is not None and preprocess.is_arithmetic(images.shape[1:]) else preprocess
         prepare = preparation(preprocess, options.shift)
         with contextlib.closing(keeper):
             params = supervised.train(
                 options,
                 model.heads,
                 params,
-                lambda start: train_batches(train, options.batch, cfg.seed, options.epochs, crop, start),
+                batches,
                 prepare,
                 len(train),
                 train_key,
@@ -62,13 +67,14 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
                 log=workdir / "metrics.jsonl",
                 on_step=bar.at,
                 stopping=console.stopping,
+                mesh=mesh,
             )
     notes = {"command": f"configs/{cfg.name}.py", "seed": cfg.seed, "data": cfg.data.name}
     checkpoint = Checkpoint(model, params, preprocess.to_dict(), notes)
     save(checkpoint, workdir / WEIGHTS)  # before anything else can fail
     with stages.stage("evaluate"):
         known = sites(model.forward, params, model.image)
-        reference, row = float_row(checkpoint, known, loader, console)
+        reference, row = float_row(checkpoint, known, loader, console, mesh)
     save(dataclasses.replace(checkpoint, notes={**notes, "top1": row["top1"]}), workdir / WEIGHTS)
     return {
         "seconds": stages.seconds,
@@ -80,6 +86,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         "rows": [row],
         "sites": {},
         "pictures": [],
+        "figures": [],
         "warnings": warnings_of(loader),
     }
 

@@ -63,6 +63,8 @@ ABOVE_ALL = {
     "sharing",
     "sweep",
     "inspection",
+    "looking",
+    "ptq",
     "bench",
     "deploy",
     "list",

@@ -53,7 +53,7 @@ def root(tmp_path_factory):
 def configured(root, **changes):
     where = {"name": "npz", "dir": str(root), "calibration": 8, "batch": 64}
     quick = dict(bits=3, epochs=3, batch=24, learning_rate=3e-3, shift=0, save_every=4, bin_strength=1e-3)
-    return typed(config("tiny", "vvtq", weights=str(root / "vit.safetensors"), data=where, **{**quick, **changes}))
+    return typed(config("tiny", "vvtq", weights=str(root / "vit.safetensors"), data=where, figures=False, **{**quick, **changes}))
 
 
 def material(root, workdir, name="vit"):
@@ -289,7 +289,7 @@ def binary(root, **changes):
     """The typed config of a training at one bit, on the model with two heads."""
     where = {"name": "npz", "dir": str(root), "calibration": 8, "batch": 64}
     quick = dict(epochs=3, batch=24, learning_rate=3e-3, shift=0, save_every=2)
-    return typed(config("ones", "bivit", weights=str(root / "deit.safetensors"), data=where, **quick | changes))
+    return typed(config("ones", "bivit", weights=str(root / "deit.safetensors"), data=where, figures=False, **quick | changes))
 
 
 def in_two_courses(root):

@@ -27,7 +27,7 @@ PREPROCESS = {"size": [8, 8], "resize": None, "interpolation": "bicubic", "mean"
 QUICK = {"groups": 2, "start": "quantile", "mstep": "cover"}  # what compiles fast
 REPORT = (
     "schema command commit versions device seed seconds method model data protocol bops_formula "
-    "rows sites pictures warnings"
+    "rows sites pictures figures warnings"
 )
 
 
@@ -52,7 +52,7 @@ def post_training(root, method="igq", data=None, **changes):
     """The typed config of a run on the tiny ViT."""
     where = {"name": "npz", "dir": str(root), "calibration": 8, "batch": 64} | (data or {})
     quick = QUICK if method == "igq" else {}
-    return typed(config("tiny", method, **{"weights": str(root / "vit.safetensors"), "data": where} | quick | changes))
+    return typed(config("tiny", method, **{"weights": str(root / "vit.safetensors"), "data": where, "figures": False} | quick | changes))
 
 
 def supervised(root, model=SPEC, data=None, preprocess=PREPROCESS, **changes):
@@ -70,7 +70,7 @@ def report_of(cfg, workdir):
 def ran(root, tmp_path_factory):
     """The report of an IGQ-ViT run, and where it is written."""
     workdir = tmp_path_factory.mktemp("igq")
-    return report_of(post_training(root), workdir), workdir
+    return report_of(post_training(root, figures=True), workdir), workdir
 
 
 def test_the_report_has_the_promised_keys(ran):
@@ -150,7 +150,7 @@ def test_what_is_written_is_what_comes_back_and_nothing_else(ran):
     assert strictly(workdir / "report.json") == json.loads(json.dumps(report))
     assert (workdir / "report.md").read_text() == markdown(report)
     assert sorted(p.name for p in workdir.iterdir()) == [
-        "groups.png", "packed.safetensors", "report.html", "report.json", "report.md",
+        "figures", "groups.png", "packed.safetensors", "report.html", "report.json", "report.md",
     ]  # fmt: skip
 
 

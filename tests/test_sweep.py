@@ -48,7 +48,7 @@ def cfg(root, **changes):
     rows = {"percentile": {"name": "minmax", "range": "percentile", "weight_range": "percentile"}}
     quick = {"groups": 2, "start": "quantile", "restarts": 1, "mstep": "cover", "weight_range": "max"}
     weights = str(root / "saliency.safetensors")
-    return typed(config("tiny", "igq", **{"weights": weights, "data": data, "rows": rows} | quick | changes))
+    return typed(config("tiny", "igq", **{"weights": weights, "data": data, "rows": rows, "figures": False} | quick | changes))
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,8 @@ class Torch(NamedTuple):
 
 
 def torch_form(form: str) -> Callable[[Bed, Plan, Mapping[str, State]], Prepared]:
+    """What prepares torch's module of that form, with the bytes that it holds."""
+
     def prepare(bed: Bed, plan: Plan, qstate: Mapping[str, State]) -> Prepared:
         what = Torch(bed.model.spec, form)
         return Prepared(what, _torch_bytes(_torch(what)))

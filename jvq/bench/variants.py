@@ -82,10 +82,12 @@ def w8a8(known: Sites) -> Plan:
 
 
 def w4a8(known: Sites) -> Plan:
+    """Min-max with weights of 4 bits and activations of 8."""
     return resolve(minmax.recipe(minmax.Options(weight_bits=4, act_bits=8), known), known)
 
 
 def igq_w4a4(known: Sites) -> Plan:
+    """IGQ-ViT at 4 bits, the scales of its groups a power of two apart."""
     return resolve(igq.recipe(igq.Options(bits=4, ladder=True), known), known)
 
 

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jvq.core import axes
 from jvq.core.dot import Dot, packed_dot, quantized
+from jvq.core.mesh import Rounds, everywhere, gathered, single
 from jvq.core.packed import Packed
 from jvq.core.quantizer import Codes, Overhead, Quantizer, State
 from jvq.core.recipe import Forward, Operand, Plan, Sites
-from jvq.core.samples import VALUES, Samples, joined, some, whole
+from jvq.core.samples import VALUES, Samples, chosen, joined, some, whole
 
 
 class Fitted(NamedTuple):
@@ -54,18 +56,20 @@ def calibrate(
     sequential: bool = False,
     values: int = VALUES,
     track: Track = silent,
+    mesh: Mesh | None = None,
 ) -> dict[str, State]:
     """The state of every quantiser of the plan, from float images [b y x c].
 
     Weights are calibrated on themselves. Activations come from the float model, all from the same forward passes
     (independent of order), or with ``sequential`` from the model whose earlier sites are quantised already. Of an
-    activation only its extremes and about ``values`` values are kept, so that a single pass does for all. Raises
+    activation only its extremes and about ``values`` values are kept, so that a single pass does for all. On the
+    devices of a ``mesh`` each sees ``batch`` images at a time; their number does not change the state. Raises
     ``ValueError`` naming the address, or the image, where a number is not finite.
     """
     if sequential:
         _check(images, plan, known)
-        return _sequential(forward, params, images, plan, known, batch, values, track)
-    return calibrate_all(forward, params, images, [plan], known, batch=batch, values=values, track=track)[0]
+        return _sequential(forward, params, images, plan, known, batch, values, track, mesh)
+    return calibrate_all(forward, params, images, [plan], known, batch=batch, values=values, track=track, mesh=mesh)[0]
 
 
 def calibrate_all(
@@ -78,6 +82,7 @@ def calibrate_all(
     batch: int = 8,
     values: int = VALUES,
     track: Track = silent,
+    mesh: Mesh | None = None,
 ) -> list[dict[str, State]]:
     """The states of several plans from the same forward passes: as ``calibrate`` gives them one by one.
 
@@ -89,11 +94,11 @@ def calibrate_all(
             wanted.setdefault(address, {})[quantizer] = {}
     _check(images, wanted, known)
     for address in track([a for a in wanted if known[a].path is not None], "calibrating weights"):
-        weight = leaf(params, known[address])
+        weight = single(leaf(params, known[address]))
         for quantizer in wanted[address]:
             wanted[address][quantizer] = _init(quantizer, weight, known[address].letters, address)
     apart = {a: {q.apart for q in wanted[a]} for a in known if a in wanted and known[a].path is None}
-    kept = observe(forward, params, images, apart, known, batch=batch, values=values, track=track)
+    kept = observe(forward, params, images, apart, known, batch=batch, values=values, track=track, mesh=mesh)
     for address in track(list(apart), "calibrating"):
         samples = kept.pop(address)
         for quantizer in wanted[address]:
@@ -155,14 +160,15 @@ def observe(
     batch: int = 8,
     values: int = VALUES,
     track: Track = silent,
+    mesh: Mesh | None = None,
 ) -> dict[str, dict[str, Samples]]:
     """Samples of the float model's activations from one pass over the images: {address: {axes told apart: samples}}."""
 
     if not apart:
         return {}
     kinds = tuple((address, tuple(sorted(kinds))) for address, kinds in apart.items())
-    run = partial(_observed, forward, kinds, max(1, values // len(images)), params)
-    return _over_batches(run, images, batch, track)
+    run = partial(_observed, forward, kinds, max(1, values // len(images)), everywhere(mesh, params))
+    return _over_batches(run, images, batch, mesh, track)
 
 
 @partial(jax.jit, static_argnums=range(3))
@@ -186,11 +192,17 @@ def observing(tape: Tape, apart: Apart, first: jax.Array, count: int, inner: Dot
 
 
 def _over_batches(
-    run: Callable[[jax.Array, jax.Array], Tape], images: np.ndarray, batch: int, track: Track = silent
+    run: Callable[[jax.Array, jax.Array], Tape],
+    images: np.ndarray,
+    batch: int,
+    mesh: Mesh | None,
+    track: Track = silent,
 ) -> dict[str, dict[str, Samples]]:
-    """The samples of all batches, joined."""
-    starts = track(range(0, len(images), batch), "observing activations")
-    tapes = [jax.device_get(run(jnp.asarray(images[i : i + batch]), jnp.int32(i))) for i in starts]
+    """The samples of all batches, joined in the images' order."""
+    tapes = []
+    for part in track(Rounds(mesh, images, batch), "observing activations"):
+        tape = gathered(run(part.images, jnp.int32(part.first)))
+        tapes.append({a: {kind: chosen(s, part.mask) for kind, s in kinds.items()} for a, kinds in tape.items()})
     return {a: {kind: joined([tape[a][kind] for tape in tapes]) for kind in tapes[0][a]} for a in tapes[0]}
 
 
@@ -237,10 +249,11 @@ def _sequential(
     batch: int,
     values: int,
     track: Track,
+    mesh: Mesh | None,
 ) -> dict[str, State]:
     """Site by site in the model's order, all operands of earlier sites quantised (the first author's later habit)."""
     weights = {
-        a: _init(q, leaf(params, known[a]), known[a].letters, a) for a, q in plan.items() if known[a].path is not None
+        a: _init(q, single(leaf(params, o)), o.letters, a) for a, q in plan.items() if (o := known[a]).path is not None
     }
     gated = {a: _Gated(q) for a, q in plan.items()}
     apart = {a: {q.apart} for a, q in plan.items() if known[a].path is None}
@@ -259,10 +272,11 @@ def _sequential(
         blank = jax.eval_shape(lambda x, q=quantizer, a=letters: q.init(x, a), shape)
         start = weights.get(address) or {name: jnp.ones(s.shape, s.dtype) for name, s in blank.items()}
         qstate[address] = {**start, "on": off}
+    params = everywhere(mesh, params)
     order = [list(group) for _, group in itertools.groupby(plan, lambda a: known[a].site)]
     for addresses in track(order, "calibrating site by site"):
         if any(a in apart for a in addresses):
-            tape = _over_batches(lambda x, first: run(params, qstate, x, first), images, batch)
+            tape = _over_batches(lambda x, first: run(params, qstate, x, first), images, batch, mesh)
         for address in addresses:
             if address in apart:
                 samples = tape[address][plan[address].apart]

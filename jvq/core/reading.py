@@ -6,6 +6,7 @@ compared with what it has, and what it unfolds to with its size, before anything
 
 import ast
 import contextlib
+import io
 import json
 import math
 import struct
@@ -13,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -139,7 +140,7 @@ def npy(stream: Any, size: int) -> np.ndarray:
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def npy_header(stream: BinaryIO, size: int) -> tuple[np.dtype, tuple[int, ...], bool, int]:
+def npy_header(stream: io.BufferedIOBase, size: int) -> tuple[np.dtype, tuple[int, ...], bool, int]:
     """Type, shape, whether columns come first, and where the numbers begin. ``ValueError``: ``size`` is another.
 
     Stricter than NumPy's own, which evaluates what Python 2 wrote and reserves the memory that is claimed.

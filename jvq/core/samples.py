@@ -80,6 +80,15 @@ def some(x: jax.Array, letters: str, apart: str, count: int, first: jax.Array | 
     return Samples(values, weight, *ranges.extremes(wide, axes.others("b" + apart, letters)), letters, apart)
 
 
+def chosen(part: Samples, mask: np.ndarray) -> Samples:
+    """The samples of the images that ``mask`` [b] marks."""
+    if mask.all():
+        return part
+    at = part.letters.index("b")
+    values, lower, upper = (np.compress(mask, x, axis=at) for x in (part.values, part.lower, part.upper))
+    return dataclasses.replace(part, values=values, lower=lower, upper=upper)
+
+
 def joined(parts: list[Samples]) -> Samples:
     """Samples of several batches of images as one."""
     at = parts[0].letters.index("b")

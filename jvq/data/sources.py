@@ -81,6 +81,7 @@ class Tfds:
             raise ValueError(f"source 'tfds:{name}' needs tensorflow_datasets and array_record: {error}") from error
         self.name = f"tfds:{name}"
         data_dir = None if data_dir is None else os.fspath(data_dir)
+        self._arguments = name, split, data_dir
         try:
             builder = cast(Any, tfds.builder(name, data_dir=data_dir))
         except tfds.core.DatasetNotFoundError as error:
@@ -97,6 +98,10 @@ class Tfds:
             raise ValueError(f"{where}: run {prepare}.download_and_prepare()") from error
         features: Mapping[str, Any] = dict(builder.info.features)
         self.classes: tuple[str, ...] = tuple(getattr(features.get("label"), "names", None) or ())
+
+    def __reduce__(self) -> tuple[type["Tfds"], tuple[str, str, str | None]]:
+        """Another process opens the files for itself."""
+        return Tfds, self._arguments
 
     def __len__(self) -> int:
         return len(self._records)

@@ -11,6 +11,7 @@ from PIL import Image
 from jvq.core import reading
 from jvq.core.errors import nearest
 from jvq.core.typed import checked
+from jvq.data.records import CorruptImage
 
 SIDE = 2**14  #: pixels a side that an image may get
 LARGEST = 2**28  #: pixels that an image may have on the way: one of a row of pixels would grow without bound
@@ -133,7 +134,7 @@ def _resize_short_side(
         return image
     to = (short * x // y, short) if y <= x else (short, short * y // x)  # Pillow's order: x, y
     if to[0] * to[1] > LARGEST:
-        raise ValueError(
+        raise CorruptImage(
             f"preprocess: an image of {y}x{x} pixels would be {to[1]}x{to[0]} at {short} on its short side"
         )
     small = np.asarray(Image.fromarray(image if c == 3 else image[..., 0]).resize(to, how))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jvq.accounting import BETA
 from jvq.core.calibrate import Fitted, Track, calibrate_all, silent
@@ -46,6 +47,7 @@ def allocate(
     *,
     track: Track = silent,
     journal: Journal | None = None,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """The plan with the chosen numbers of groups, its states, and under ``notes["allocation"]`` how they were chosen.
 
@@ -60,12 +62,13 @@ def allocate(
     most = max(len(offer.candidates) for offer in offers.values())
     plans: list[Plan] = [{**plan, **fixed}]
     plans += [{a: o.candidates[i] for a, o in offers.items() if i < len(o.candidates)} for i in range(most)]
-    first, *others = calibrate_all(forward, params, images, plans, known, track=track)
+    first, *others = calibrate_all(forward, params, images, plans, known, track=track, mesh=mesh)
     states = {a: [others[i][a] for i in range(len(o.candidates))] for a, o in offers.items()}
     activations = {a: q for a, q in plans[0].items() if known[a].path is None}
     base = ({}, {}) if rest == "float" else (activations, {a: first[a] for a in activations})
     offered = {a: o.candidates for a, o in offers.items()}
-    loss = sweep(forward, params, images, offered, states, known, base=base, track=track, journal=journal)
+    how: dict[str, Any] = {"base": base, "track": track, "journal": journal, "mesh": mesh}
+    loss = sweep(forward, params, images, offered, states, known, **how)
     chosen = dict(zip(offers, choose([*loss.values()], [*costs.values()], limit), strict=True))
     picked = {a: o.candidates[chosen[a]] for a, o in offers.items()}
     qstate = {a: cut(states[a][chosen[a]], picked[a].groups) if a in offers else first[a] for a in plan}

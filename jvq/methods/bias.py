@@ -11,10 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jvq.core import axes
 from jvq.core.calibrate import Track, silent
 from jvq.core.dot import float_dot, packed_dot, quantized
+from jvq.core.mesh import Rounds, added, everywhere, gathered, split
 from jvq.core.quantizer import State
 from jvq.core.recipe import Forward, Plan, Sites, forms, path_of
 
@@ -59,27 +62,37 @@ def mean_errors(
     *,
     batch: int,
     track: Track = silent,
+    mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
     """The corrections, each product on the float model's operands: one pass over the images."""
     sites = _corrected(params, plan, known)
+    params, qstate = everywhere(mesh, (params, dict(qstate)))
     total: dict[str, Any] = {}
-    for i in track(range(0, len(images), batch), "correcting biases"):
-        x = jnp.asarray(images[i : i + batch])
-        for site, found in jax.device_get(_parallel(forward, forms(plan), sites, params, dict(qstate), x)).items():
-            total[site] = total.get(site, 0.0) + np.asarray(found, np.float64)
+    for x, mask, _ in track(Rounds(mesh, images, batch), "correcting biases"):
+        for site, found in gathered(_parallel(forward, forms(plan), sites, params, qstate, x)).items():
+            total[site] = added(total.get(site, 0.0), found[mask])
     return {site: (total[site] / len(images)).astype(np.float32) for site in sites}
 
 
 def sequential_mean_errors(
-    forward: Forward, params: Any, images: np.ndarray, plan: Plan, qstate: Mapping[str, State], known: Sites
+    forward: Forward,
+    params: Any,
+    images: np.ndarray,
+    plan: Plan,
+    qstate: Mapping[str, State],
+    known: Sites,
+    mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
     """The corrections, each product behind the quantised and corrected ones before it, against the float model's.
 
-    All images at once: one pass finds and applies them in the model's order.
+    All images at once: one pass finds and applies them in the model's order. On the devices of a ``mesh`` each has its
+    part of them, less than a single one would have, so that the last digits may differ.
     """
     sites = _corrected(params, plan, known)
-    found = _sequential(forward, forms(plan), sites, params, dict(qstate), jnp.asarray(images))
-    return {site: np.asarray(found[site]) for site in sites}
+    params, qstate = everywhere(mesh, (params, dict(qstate)))
+    x, _ = split(mesh, images)
+    found = gathered(_sequential(forward, forms(plan), sites, (mesh, len(images)), params, qstate, x))
+    return {site: found[site] for site in sites}
 
 
 def _corrected(params: Any, plan: Plan, known: Sites) -> tuple[str, ...]:
@@ -98,7 +111,7 @@ def _per_unit(y: jax.Array, equation: str) -> jax.Array:
 def _parallel(
     forward: Forward, plan: Any, sites: Sequence[str], params: Any, qstate: Any, x: jax.Array
 ) -> dict[str, jax.Array]:
-    """Sums over the images."""
+    """Of every image [b bias]."""
     tape: dict[str, jax.Array] = {}
     rough = quantized(dict(plan), qstate)
 
@@ -106,17 +119,32 @@ def _parallel(
         y = float_dot(site, equation, **operands)
         if site in sites:
             off = rough(site, equation, **operands) - y
-            tape[site] = _per_unit(off, equation).sum(axis=0)
+            tape[site] = _per_unit(off, equation)
         return y
 
     forward(params, x, packed_dot(dot))
     return tape
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=range(4))
 def _sequential(
-    forward: Forward, plan: Any, sites: Sequence[str], params: Any, qstate: Any, x: jax.Array
+    forward: Forward,
+    plan: Any,
+    sites: Sequence[str],
+    lying: tuple[Mesh | None, int],
+    params: Any,
+    qstate: Any,
+    x: jax.Array,
 ) -> dict[str, jax.Array]:
+    """``lying``: on which devices the images are in parts, and how many they are without what fills them up."""
+    mesh, count = lying
+
+    def mean(y: jax.Array, equation: str) -> jax.Array:
+        each = _per_unit(y, equation)
+        if mesh is not None:  # every device adds up all images, in the order of a single one
+            each = jax.lax.with_sharding_constraint(each, NamedSharding(mesh, P()))[:count]
+        return each.mean(axis=0)
+
     targets: dict[str, jax.Array] = {}
     tape: dict[str, jax.Array] = {}
     rough = quantized(dict(plan), qstate)
@@ -124,7 +152,7 @@ def _sequential(
     def floating(site: str, equation: str, /, **operands: Any) -> jax.Array:
         y = float_dot(site, equation, **operands)
         if site in sites:
-            targets[site] = _per_unit(y, equation).mean(axis=0)
+            targets[site] = mean(y, equation)
         return y
 
     def correcting(site: str, equation: str, /, **operands: Any) -> jax.Array:
@@ -132,7 +160,7 @@ def _sequential(
         if site not in sites:
             return y
         (left, _), out = axes.split(equation)
-        tape[site] = _per_unit(y, equation).mean(axis=0) - targets[site]
+        tape[site] = mean(y, equation) - targets[site]
         return y - axes.expand(tape[site], "".join(a for a in out if a not in left), out)
 
     forward(params, x, packed_dot(floating))

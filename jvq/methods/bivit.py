@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from jvq.core.calibrate import Fitted, Track, calibrate, leaf, silent
 from jvq.core.quantizer import Quantizer
@@ -190,10 +191,11 @@ def fit(
     known: Sites,
     track: Track = silent,
     journal: MutableMapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """Where training begins: every learned scale on float operands, and what the model will cost."""
     notes = {"operations": {**operations(known, plan).row(), "stored": body_bytes(known, plan)._asdict()}}
-    return Fitted(plan, calibrate(forward, params, images, plan, known, track=track), notes)
+    return Fitted(plan, calibrate(forward, params, images, plan, known, track=track, mesh=mesh), notes)
 
 
 def calibrates(options: Options) -> bool:

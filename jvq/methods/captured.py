@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from jvq.core import axes
 from jvq.core.dot import packed_dot
+from jvq.core.mesh import Rounds, everywhere, gathered
 from jvq.core.quantizer import Quantizer, State
 from jvq.core.recipe import Forward, Operand
 
@@ -72,23 +74,29 @@ def chunks(
     rows: int | None = None,
     batch: int = 8,
     memory: int = 2**30,
+    mesh: Mesh | None = None,
 ) -> Iterator[tuple[str, Callable[[], Iterable[Chunk]]]]:
     """By site, in order: a function that goes over the product's activations, some images at a time.
 
     ``fixed`` are quantisers of activations that are also recorded quantised (they may look at whole images, so that it
     has to be done before rows are left out). Operands of as many sites as fit into ``memory`` bytes are held; where
-    those of one site do not, the forward pass is run anew each time.
+    those of one site do not, the forward pass is run anew each time. On the devices of a ``mesh`` each captures
+    ``batch`` images at a time; the chunks are the same.
     """
     batch = min(batch, len(images))
     wanted = {site: _wanted(pair, fixed, rows) for site, pair in pairs.items()}
     bytes_of = {site: sum(map(_bytes, _shapes(pairs[site], wanted[site]))) for site in pairs}
     states = {address: state for address, (_, state) in fixed.items()}
+    params = everywhere(mesh, params)
 
     def passes(sites: Sequence[str]) -> Iterator[dict[str, Chunk]]:
         spec = tuple((site, wanted[site]) for site in sites)
         mine = {o.address: states[o.address] for s in sites for o in pairs[s].kept if o.address in states}
-        for i in range(0, len(images), batch):
-            yield jax.device_get(_captured(forward, spec, params, mine, jnp.asarray(images[i : i + batch]), i))
+        for x, mask, first in Rounds(mesh, images, batch):
+            tape = gathered(_captured(forward, spec, params, mine, x, first))
+            for i in range(0, int(mask.sum()), batch):
+                rows = slice(i, min(i + batch, int(mask.sum())))
+                yield {site: {name: y[rows] for name, y in chunk.items()} for site, chunk in tape.items()}
 
     for group in _groups(bytes_of, len(images), memory):
         if len(group) == 1 and bytes_of[group[0]] * len(images) > memory:

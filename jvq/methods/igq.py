@@ -11,6 +11,7 @@ from collections.abc import MutableMapping
 from typing import Any, Literal
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jvq.core.calibrate import Fitted, Track, calibrate, silent
 from jvq.core.quantizer import Quantizer
@@ -99,6 +100,7 @@ def recipe(options: Options, known: Sites) -> Recipe:
 
 
 def quantizer(options: Options, o: Operand) -> Quantizer | None:
+    """What an operand is quantised by, None where it stays float."""
     weight_bits, act_bits = edges(options) if is_edge(o) else options.widths()
     if o.path is not None:
         return _weight(options, o, weight_bits)
@@ -190,6 +192,7 @@ def fit(
     known: Sites,
     track: Track = silent,
     journal: MutableMapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """The calibrated state of every quantiser of the plan, whose numbers of groups change where they are allocated."""
     if options.allocation_widths:
@@ -197,9 +200,8 @@ def fit(
         free = {a for a, q in plan.items() if q == own[a]}
         wide = {b: recipe(_at_width(options, b), known) for b in sorted(set(options.allocation_widths))}
         at = {b: {a: q for a, q in rules if a in free} for b, rules in wide.items()}
-        return allocate_widths(
-            at, options.candidates, forward, params, images, plan, known, track=track, journal=journal
-        )
+        given = forward, params, images, plan, known
+        return allocate_widths(at, options.candidates, *given, track=track, journal=journal, mesh=mesh)
     if options.allocation != "none":
         return allocate(
             options.allocation,
@@ -212,8 +214,9 @@ def fit(
             known,
             track=track,
             journal=journal,
+            mesh=mesh,
         )
-    state = calibrate(forward, params, images, plan, known, sequential=options.sequential, track=track)
+    state = calibrate(forward, params, images, plan, known, sequential=options.sequential, track=track, mesh=mesh)
     return Fitted(plan, state)
 
 

@@ -4,9 +4,11 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jvq.accounting import pairs
 from jvq.core.calibrate import Fitted, Track, calibrate, leaf, silent
+from jvq.core.mesh import single
 from jvq.core.quantizer import Quantizer, State
 from jvq.core.recipe import Forward, Operand, Plan, Sites
 from jvq.methods.bias import bias_of, mean_errors, sequential_mean_errors, with_bias_corrections
@@ -42,14 +44,17 @@ def fitted(
     *,
     track: Track = silent,
     journal: Journal | None = None,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """The states of all quantisers, the parameters with corrected biases, and under ``notes["search"]`` each site's."""
-    qstate, notes, corrections = searched(settings, forward, params, images, plan, known, track=track, journal=journal)
+    shared: dict[str, Any] = {"track": track, "journal": journal, "mesh": mesh}
+    qstate, notes, corrections = searched(settings, forward, params, images, plan, known, **shared)
     if settings.sequential:
         some = images[: settings.images]
-        corrections = sequential_mean_errors(forward, params, some, plan, qstate, known)
+        corrections = sequential_mean_errors(forward, params, some, plan, qstate, known, mesh)
     elif settings.correct:  # what the search estimated on some rows, on all of them
-        corrections = mean_errors(forward, params, images, plan, qstate, known, batch=settings.batch, track=track)
+        how: Any = {"batch": settings.batch, "track": track, "mesh": mesh}
+        corrections = mean_errors(forward, params, images, plan, qstate, known, **how)
     corrected = with_bias_corrections(params, known, corrections) if corrections else None
     return Fitted(plan, qstate, {"search": notes}, corrected)
 
@@ -64,6 +69,7 @@ def searched(
     *,
     track: Track = silent,
     journal: Journal | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[dict[str, State], dict[str, dict[str, Any]], dict[str, np.ndarray]]:
     """The states, what the search of each site came to, and the corrections it ended with.
 
@@ -71,7 +77,7 @@ def searched(
     what the other one is searched against.
     """
     journal = {} if journal is None else journal
-    qstate = calibrate(forward, params, images, plan, known, batch=settings.batch, track=track)
+    qstate = calibrate(forward, params, images, plan, known, batch=settings.batch, track=track, mesh=mesh)
     if settings.halved:
         qstate = {a: _halved(plan[a], s) if _searchable(plan[a], known[a]) else s for a, s in qstate.items()}
     sought = _pairs(plan, known, settings.objective)
@@ -81,9 +87,8 @@ def searched(
         for o in pair.kept
         if (a := o.address) in plan and o is not pair.beside and not _searchable(plan[a], o)
     }
-    sources = chunks(
-        forward, params, images, sought, fixed, rows=settings.rows, batch=settings.batch, memory=settings.memory
-    )
+    how = {"rows": settings.rows, "batch": settings.batch, "memory": settings.memory}
+    sources = chunks(forward, params, images, sought, fixed, **how, mesh=mesh)
     notes: dict[str, dict[str, Any]] = {}
     corrections: dict[str, np.ndarray] = {}
     for _, (site, source) in zip(track(list(sought), "searching intervals"), sources, strict=True):
@@ -106,6 +111,7 @@ def searched(
                 weight,
                 bias,
                 settings.correct,
+                mesh,
             )
             journal[key] = _plain(found)
         found = _found(journal[key])
@@ -144,7 +150,7 @@ def _weight(params: Any, o: Operand, plan: Plan, qstate: Mapping[str, State]) ->
     """The weight, and where it is quantised but not searched what its quantiser makes of it, by its name in a chunk."""
     if o.path is None:
         return None, {}
-    weight = leaf(params, o)
+    weight = single(leaf(params, o))
     q = plan.get(o.address)
     if q is None or _searchable(q, o):
         return weight, {}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jvq.accounting import BETA, costs, pairs
 from jvq.core.calibrate import Fitted, Track, calibrate_all, silent
@@ -40,6 +41,7 @@ def allocate_widths(
     *,
     track: Track = silent,
     journal: Journal | None = None,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """The plan with the chosen widths and numbers of groups, at most as many bit-operations as it had.
 
@@ -55,9 +57,9 @@ def allocate_widths(
     most = max(map(len, candidates.values()))
     plans: list[Plan] = [{a: q for a, q in plan.items() if a not in inner}]
     plans += [{a: c[i] for a, c in candidates.items() if i < len(c)} for i in range(most)]
-    edge, *others = calibrate_all(forward, params, images, plans, known, track=track)
+    edge, *others = calibrate_all(forward, params, images, plans, known, track=track, mesh=mesh)
     states = {a: [others[i][a] for i in range(len(c))] for a, c in candidates.items()}
-    loss = sweep(forward, params, images, candidates, states, known, track=track, journal=journal)
+    loss = sweep(forward, params, images, candidates, states, known, track=track, journal=journal, mesh=mesh)
     at = {a: {_offer(q): i for i, q in enumerate(c)} for a, c in candidates.items()}
     sites = list(dict.fromkeys(known[a].site for a in inner))
     operands = {site: [o.address for o in both[site] if o.address in inner] for site in sites}

@@ -12,6 +12,7 @@ from collections.abc import MutableMapping
 from typing import Any, Literal
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jvq.core.calibrate import Fitted, Track, silent
 from jvq.core.quantizer import Quantizer
@@ -141,13 +142,13 @@ def fit(
     known: Sites,
     track: Track = silent,
     journal: MutableMapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """Searched intervals, corrected biases, and with ``mixed`` the modules' widths."""
-    how = settings(options)
+    how, shared = settings(options), {"track": track, "journal": journal, "mesh": mesh}
     if options.mixed:
-        choice = _mixed_settings(options)
-        return mixed(choice, how, forward, params, images, plan, known, track=track, journal=journal)
-    return fitted(how, forward, params, images, plan, known, track=track, journal=journal)
+        return mixed(_mixed_settings(options), how, forward, params, images, plan, known, **shared)  # type: ignore[arg-type]
+    return fitted(how, forward, params, images, plan, known, **shared)  # type: ignore[arg-type]
 
 
 def settings(options: Options) -> Settings:

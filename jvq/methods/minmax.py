@@ -9,6 +9,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jvq.core import axes
 from jvq.core.calibrate import Fitted, Track, calibrate, silent
@@ -107,9 +108,10 @@ def fit(
     known: Sites,
     track: Track = silent,
     journal: MutableMapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """The calibrated state of every quantiser of the plan."""
-    state = calibrate(forward, params, images, plan, known, sequential=options.sequential, track=track)
+    state = calibrate(forward, params, images, plan, known, sequential=options.sequential, track=track, mesh=mesh)
     return Fitted(plan, state)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jvq.core.calibrate import Fitted, Track, silent
 from jvq.core.recipe import Forward, Plan, Sites
@@ -42,12 +43,13 @@ def mixed(
     *,
     track: Track = silent,
     journal: MutableMapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """The plan with the chosen widths, fitted; how they were chosen under ``notes["mixed"]``.
 
     Every module is searched at every candidate width, its sensitivity measured alone; sizes are those of its weights.
     """
-    journal = {} if journal is None else journal
+    shared: dict[str, Any] = {"track": track, "journal": {} if journal is None else journal, "mesh": mesh}
     found = [m for m in modules(known) if any(a in plan for a in m.addresses)]
     if not found:
         raise ValueError("method.mixed: the model has no attention or MLP whose width could be chosen")
@@ -62,18 +64,16 @@ def mixed(
     states = []
     for b in mixed.candidates:
         wide = {a: dataclasses.replace(q, bits=b) for a, q in plan.items() if a in inside}  # type: ignore[type-var]
-        states.append(searched(settings, forward, params, images, wide, known, track=track, journal=journal)[0])
-    shared = {a: q for a, q in plan.items() if a in inside}
+        states.append(searched(settings, forward, params, images, wide, known, **shared)[0])
+    moved = {a: q for a, q in plan.items() if a in inside}
     some = images[: mixed.images]
     norms: Mapping[str, float] = {}
     if mixed.by == "kl":
         parts = {m.name: m.addresses for m in found}
-        raw = sweep_modules(forward, params, some, parts, shared, states, batch=settings.batch, track=track)
+        raw = sweep_modules(forward, params, some, parts, moved, states, batch=settings.batch, track=track, mesh=mesh)
     else:
-        looked = (mixed.norm_of, mixed.error_of)
-        raw, norms = omegas(
-            forward, params, some, shared, states, known, looked=looked, batch=settings.batch, track=track
-        )
+        how: Any = {"looked": (mixed.norm_of, mixed.error_of), "batch": settings.batch, "track": track, "mesh": mesh}
+        raw, norms = omegas(forward, params, some, moved, states, known, **how)
     loss = normalized(raw, found) if mixed.normalized else raw
     sizes = [[b * m.parameters for b in mixed.candidates] for m in found]
     choices = front([loss[m.name] for m in found], sizes)
@@ -81,7 +81,7 @@ def mixed(
     bits = {m.name: mixed.candidates[i] for m, i in zip(found, chosen.chosen, strict=True)}
     width_of = {a: bits[m.name] for m in found for a in m.addresses}
     final = {a: dataclasses.replace(q, bits=width_of.get(a, q.bits)) for a, q in plan.items()}  # type: ignore[type-var]
-    fit = fitted(settings, forward, params, images, final, known, track=track, journal=journal)
+    fit = fitted(settings, forward, params, images, final, known, **shared)
     notes = {**fit.notes, "mixed": _notes(mixed, found, loss, norms, bits, chosen, choices, limit)}
     return Fitted(final, fit.qstate, notes, fit.params)
 

@@ -4,6 +4,7 @@ Source: Liu et al. 2021, eq. 18. Each module is quantised alone, as a whole, on 
 does so with all of them, because what enters a module is taken from the float model again.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -11,10 +12,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jvq.core.calibrate import Track, silent
 from jvq.core.dot import packed_dot, quantized, recording
+from jvq.core.mesh import Rounds, everywhere, gathered
 from jvq.core.quantizer import Quantizer, State
 from jvq.core.recipe import Forward, Plan, Sites, forms
 from jvq.methods.bias import bias_of
@@ -76,6 +79,7 @@ def omegas(
     looked: tuple[Looked, Looked] = ("map", "map"),
     batch: int = 8,
     track: Track = silent,
+    mesh: Mesh | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """By module its sensitivity under each of ``states`` (of the plan, a width each), and its nuclear norm.
 
@@ -83,21 +87,23 @@ def omegas(
     the error the mean over images of the sum over entries.
     """
     found = modules(known)
-    norms = {m.name: 0.0 for m in found}
-    errors = {m.name: np.zeros(len(states)) for m in found}
+    norms: dict[str, list[float]] = {m.name: [] for m in found}  # of every image
+    errors: dict[str, list[list[float]]] = {m.name: [[] for _ in states] for m in found}
     static = forms({a: plan[a] for m in found for a in m.addresses if a in plan})
     norm_at, error_at = (tuple((m.name, m.looked(at)) for m in found) for at in looked)
     entries = tuple(a for m in found for a in _inputs(m, known))
     biases = {m.name: bias_of(params, known, f"{m.name}/fc2") for m in found if m.kind == "mlp"}
-    for i in track(range(0, len(images), batch), "sensitivity of modules"):
-        x = jnp.asarray(images[i : i + batch])
-        for name, value in jax.device_get(_norms(forward, norm_at, params, biases, x)).items():
-            norms[name] += float(value) / len(images)
+    params = everywhere(mesh, params)
+    for x, mask, _ in track(Rounds(mesh, images, batch), "sensitivity of modules"):
+        for name, values in gathered(_norms(forward, norm_at, params, biases, x)).items():
+            norms[name] += values[mask].tolist()
         for j, state in enumerate(states):
             mine = {a: state[a] for a, _ in static}
-            for name, value in jax.device_get(_errors(forward, static, error_at, entries, params, mine, x)).items():
-                errors[name][j] += float(value) / len(images)
-    return {m.name: (norms[m.name] * errors[m.name]).tolist() for m in found}, norms
+            for name, values in gathered(_errors(forward, static, error_at, entries, params, mine, x)).items():
+                errors[name][j] += values[mask].tolist()
+    norm = {name: math.fsum(each) / len(images) for name, each in norms.items()}
+    error = {name: [math.fsum(each) / len(images) for each in mine] for name, mine in errors.items()}
+    return {name: [norm[name] * e for e in error[name]] for name in norm}, norm
 
 
 def _inputs(module: Module, known: Sites) -> list[str]:
@@ -108,7 +114,7 @@ def _inputs(module: Module, known: Sites) -> list[str]:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _norms(forward: Forward, looked: Any, params: Any, biases: Any, x: jax.Array) -> dict[str, jax.Array]:
-    """Sums over the images."""
+    """Of every image [b]."""
     tape: dict[str, jax.Array] = {}
     wanted = {address for _, address in looked}
     forward(params, x, recording(tape, wanted.__contains__, packed_dot()))
@@ -117,7 +123,7 @@ def _norms(forward: Forward, looked: Any, params: Any, biases: Any, x: jax.Array
         y = tape[address]
         bias = biases.get(name)
         norm = nuclear_norm(y if bias is None else y + bias.reshape(*[1] * (y.ndim - bias.ndim), *bias.shape))
-        found[name] = norm.reshape(x.shape[0], -1).mean(axis=1).sum()
+        found[name] = norm.reshape(x.shape[0], -1).mean(axis=1)
     return found
 
 
@@ -131,7 +137,7 @@ def _errors(
     qstate: Any,
     x: Any,
 ) -> dict[str, jax.Array]:
-    """Squared errors summed over entries and images."""
+    """Squared errors of every image [b], summed over entries."""
     plain: dict[str, jax.Array] = {}
     tape: dict[str, jax.Array] = {}
     wanted = {address for _, address in looked}
@@ -143,4 +149,5 @@ def _errors(
         return inner(site, equation, **{**operands, **float_inputs})
 
     forward(params, x, recording(tape, wanted.__contains__, packed_dot(dot)))
-    return {name: jnp.square(tape[address] - plain[address]).sum() for name, address in looked}
+    off = {name: tape[address] - plain[address] for name, address in looked}
+    return {name: jnp.square(d).reshape(x.shape[0], -1).sum(axis=1) for name, d in off.items()}

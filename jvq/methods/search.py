@@ -5,17 +5,20 @@ is scored are the operands of the float model, or of what ``captured`` gives.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jvq.core import axes
+from jvq.core.mesh import added, everywhere, gathered, parts, split
 from jvq.core.quantizer import Quantizer, State
 from jvq.methods.captured import Chunk, Pair
 from jvq.methods.similarity import Similarity, ranking_loss, similarity
@@ -114,13 +117,16 @@ def search(
     weight: Float[Array, "..."] | None = None,
     bias: Float[Array, "..."] | None = None,
     correct: bool = False,
+    mesh: Mesh | None = None,
 ) -> Found:
     """The intervals of most similar products, as parts of the ``scale`` of ``states`` (None: not searched).
 
     ``weight`` is the right operand where it is none of the chunks', ``bias`` what is added to the product. With
     ``correct`` the mean error of the quantised product is taken off after every round, and the scores of the next see
-    it. An interval is given up only for a better one: scores never fall within a round.
+    it. An interval is given up only for a better one: scores never fall within a round. Each device of a ``mesh``
+    scores a chunk of its own; scores are added up in the images' order.
     """
+    weight, bias = everywhere(mesh, (weight, bias))
     sides = [side for side in (RIGHT, LEFT) if states[side] is not None]
     shape = _unit_shape(form, weight)
     ratios = [np.ones(()), np.ones(shape)]
@@ -130,11 +136,10 @@ def search(
     def scored(side: int, ratios: list[np.ndarray], tried: np.ndarray) -> np.ndarray:
         """[candidate, units], mean over the images."""
         total, count = 0.0, 0
-        for chunk in chunks():
-            data = _data(chunk, roles, weight, bias, offset)
-            fixed = jnp.asarray(ratios[1 - side], jnp.float32)
-            got = np.asarray(_scores(form, side, data, states, fixed, jnp.asarray(tried, jnp.float32)), np.float64)
-            total, count = total + got.sum(axis=1), count + got.shape[1]
+        fixed, every = jnp.asarray(ratios[1 - side], jnp.float32), jnp.asarray(tried, jnp.float32)
+        for data, mask in _rounds(chunks, roles, weight, bias, offset, mesh):
+            got = np.moveaxis(gathered(_scores(form, side, data, states, fixed, every)), 1, 0)[mask]
+            total, count = added(total, got), count + len(got)
         return np.asarray(total) / count
 
     start = best = 0.0
@@ -162,14 +167,14 @@ def search(
             ratios[side] = np.where(better, np.take_along_axis(tried, pick[None], axis=0)[0], ratios[side])
             best = float(np.where(better, got.max(axis=0), got[-1]).mean())
         if correct and bias is not None:
-            shift = _mean_error(form, chunks, roles, states, ratios, weight)
+            shift = _mean_error(form, chunks, roles, states, ratios, weight, mesh)
             offset = bias - shift
         same = all((a == b).all() for a, b in zip(ratios, was, strict=True))
         if same or best - before < grid.tolerance:
             break
     if correct and bias is not None and not rounds:
-        shift = _mean_error(form, chunks, roles, states, ratios, weight)
-    gain = _gain_of(form, chunks, roles, states, ratios, weight)
+        shift = _mean_error(form, chunks, roles, states, ratios, weight, mesh)
+    gain = _gain_of(form, chunks, roles, states, ratios, weight, mesh)
     mean = np.asarray(shift) if correct and shift is not None else None
     return Found((ratios[0], ratios[1]), best, start, gain, rounds, mean)
 
@@ -192,7 +197,7 @@ def _unit_shape(form: Form, weight: Any) -> tuple[int, ...]:
     return tuple(extent[a] for a in form.letters[RIGHT] if a in form.units)
 
 
-def _data(chunk: Chunk, roles: tuple[str, str], weight: Any, bias: Any, offset: Any) -> dict[str, Any]:
+def _data(chunk: Mapping[str, Any], roles: tuple[str, str], weight: Any, bias: Any, offset: Any) -> dict[str, Any]:
     """What the compiled functions see of a chunk."""
     left, right = roles
     return {
@@ -204,6 +209,25 @@ def _data(chunk: Chunk, roles: tuple[str, str], weight: Any, bias: Any, offset: 
         "bias": bias,
         "offset": offset,
     }
+
+
+def _rounds(
+    chunks: Callable[[], Iterable[Chunk]],
+    roles: tuple[str, str],
+    weight: Any,
+    bias: Any,
+    offset: Any,
+    mesh: Mesh | None,
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """What the compiled functions see of the chunks, one for every device at a time, and which rows are images."""
+    whole, found, unit = f"{roles[1]}^", iter(chunks()), 0
+    while together := [*itertools.islice(found, parts(mesh))]:
+        unit = unit or len(together[0][roles[0]])  # of all chunks but the last
+        apart = [name for name in together[0] if weight is None or name != whole]  # a quantised weight has no images
+        images = {name: np.concatenate([chunk[name] for chunk in together]) for name in apart}
+        rows = None if mesh is None else unit * parts(mesh)
+        laid, mask = split(mesh, images, rows)
+        yield _data({**together[0], **laid}, roles, weight, bias, offset), mask
 
 
 def _operand(form: Form, side: int, data: Mapping[str, Any], states: Any, ratio: Any) -> jax.Array:
@@ -261,36 +285,41 @@ def _ranked(form: Form, ranking: Ranking, reference: jax.Array, got: jax.Array, 
     return each * form.queries if ranking.pairs == "sum" else each / max(keys * (keys - 1) / 2, 1)
 
 
-def _mean_error(form: Form, chunks: Any, roles: Any, states: Any, ratios: Any, weight: Any) -> jax.Array:
+def _mean_error(
+    form: Form, chunks: Any, roles: Any, states: Any, ratios: Any, weight: Any, mesh: Mesh | None
+) -> jax.Array:
     """[bias]: mean over images and rows of the quantised product less the product."""
     total, count = 0.0, 0
-    for chunk in chunks():
-        data = _data(chunk, roles, weight, None, None)
-        total = total + np.asarray(_error_sums(form, data, states, *_device(ratios)), np.float64)
-        count += chunk[roles[0]].shape[0]
+    for data, mask in _rounds(chunks, roles, weight, None, None, mesh):
+        total = added(total, gathered(_errors(form, data, states, *_device(ratios)))[mask])
+        count += int(mask.sum())
     return jnp.asarray(total / count, jnp.float32)
 
 
 @partial(jax.jit, static_argnums=0)
-def _error_sums(form: Form, data: Mapping[str, Any], states: Any, left: jax.Array, right: jax.Array) -> jax.Array:
+def _errors(form: Form, data: Mapping[str, Any], states: Any, left: jax.Array, right: jax.Array) -> jax.Array:
+    """[b bias]: mean over the rows of each image."""
     reference, got = _both(form, data, states, left, right)
     out = form.letters[2]
-    off = (got - reference).mean(axis=tuple(i for i, a in enumerate(out) if a != "b" and a not in form.bias))
-    return off.sum(axis=0)
+    return (got - reference).mean(axis=tuple(i for i, a in enumerate(out) if a != "b" and a not in form.bias))
 
 
-def _gain_of(form: Form, chunks: Any, roles: Any, states: Any, ratios: Any, weight: Any) -> float:
-    sums = [_gain_sums(form, _data(c, roles, weight, None, None), states, *_device(ratios)) for c in chunks()]
-    power, product = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
+def _gain_of(form: Form, chunks: Any, roles: Any, states: Any, ratios: Any, weight: Any, mesh: Mesh | None) -> float:
+    found = [
+        np.stack(gathered(_gain_sums(form, data, states, *_device(ratios))), axis=1)[mask]
+        for data, mask in _rounds(chunks, roles, weight, None, None, mesh)
+    ]
+    power, product = (math.fsum(column) for column in np.concatenate(found).T)
     return float(product / power) if power > 0 else 1.0
 
 
 @partial(jax.jit, static_argnums=0)
 def _gain_sums(form: Form, data: Mapping[str, Any], states: Any, left: jax.Array, right: jax.Array) -> Any:
+    """Of each image [b] the power of the product, and what its quantised self has of it."""
     reference, got = _both(form, data, states, left, right)
-    over = tuple(range(1, reference.ndim))
+    over = tuple(i for i, a in enumerate(form.letters[2]) if a != "b")
     reference = reference - reference.mean(axis=over, keepdims=True)
-    return jnp.square(reference).sum(), (reference * (got - got.mean(axis=over, keepdims=True))).sum()
+    return jnp.square(reference).sum(axis=over), (reference * (got - got.mean(axis=over, keepdims=True))).sum(axis=over)
 
 
 def _both(form: Form, data: Any, states: Any, left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:

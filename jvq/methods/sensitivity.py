@@ -5,17 +5,20 @@ arguments. Products in front of that operand are not computed again but taken fr
 between its products (norms, softmax, GELU) is.
 """
 
-from collections.abc import Mapping, MutableMapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jvq.core import axes
 from jvq.core.calibrate import Track, silent
 from jvq.core.dot import PRODUCT, float_dot, packed_dot, quantized, recording
+from jvq.core.mesh import Rounds, everywhere, gathered, parts
 from jvq.core.quantizer import Quantizer, State
 from jvq.core.recipe import Forward, Plan, Sites
 
@@ -35,16 +38,16 @@ def sweep(
     memory: int = 2**30,
     track: Track = silent,
     journal: Journal | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, list[float]]:
     """By address the divergence (nats) that each candidate causes alone, mean over float images [b y x c].
 
     ``states`` are the candidates' own: the candidates of an address are of one form, their states arrays of the same
     names and shapes. ``base`` is what the rest of the model is quantised with (nothing: float);
-    the reference is always the float model. Recorded products stay below about ``memory`` bytes. What ``journal`` holds
-    already is not computed again.
+    the reference is always the float model. Recorded products stay below about ``memory`` bytes a device. What
+    ``journal`` holds already is not computed again, on however many devices of a ``mesh`` it was.
     """
-    journal = {} if journal is None else journal
-    plan, rest = base
+    journal, (plan, rest) = {} if journal is None else journal, base
     order = {site: i for i, site in enumerate(dict.fromkeys(o.site for o in known.values()))}
     number = {address: i for i, address in enumerate(candidates)}
 
@@ -85,22 +88,31 @@ def sweep(
 
         return divergence(reference, forward(params, x, packed_dot(dot)))
 
-    firsts = {address: mine[0] for address, mine in states.items()}
     size = max(1, memory // max(1, _product_bytes(known)))
-    batches = [images[i : i + size] for i in range(0, len(images), size)]
+    params, firsts = everywhere(mesh, (params, {a: mine[0] for a, mine in states.items()}))
+    units = [slice(i, i + size) for i in range(0, len(images), size)]
     sums = {address: np.zeros(len(quantizers)) for address, quantizers in candidates.items()}
-    for i, batch in enumerate(batches):
-        x, recorded = jnp.asarray(batch), None
-        text = "sensitivity" if len(batches) == 1 else f"sensitivity, images {i + 1} of {len(batches)}"
+    for x, mask, first in Rounds(mesh, images, size):
+        recorded = None
+        here = range(first // size, min(first // size + parts(mesh), len(units)))
+        text = "sensitivity" if len(here) == len(units) else f"sensitivity, images {here[-1] + 1} of {len(units)}"
         for address in track(list(candidates), text):
-            key = f"{address} {i}/{len(batches)}"
-            if key not in journal:
+            keys = [f"{address} {i}/{len(units)}" for i in here]
+            if not all(key in journal for key in keys):
                 recorded = recorded or record(params, x)
                 place = jnp.int32(number[address]), jnp.int32(order[known[address].site])
                 found = [probe(params, x, *recorded, *place, {**firsts, address: s}) for s in states[address]]
-                journal[key] = [float(d.sum()) for d in jax.device_get(found)]
-            sums[address] += journal[key]
+                _keep(journal, zip(keys, units, strict=False), [d[mask] for d in gathered(found)])
+            for key in keys:
+                sums[address] += journal[key]
     return {address: (total / len(images)).tolist() for address, total in sums.items()}
+
+
+def _keep(journal: Journal, keys: Iterable[tuple[str, slice]], found: Sequence[np.ndarray]) -> None:
+    """Writes what is not in the journal yet: by the key of a unit, its images' sum for each candidate."""
+    for key, unit in keys:
+        if key not in journal:
+            journal[key] = [float(d[unit].sum()) for d in found]
 
 
 def sweep_modules(
@@ -113,6 +125,7 @@ def sweep_modules(
     *,
     batch: int = 8,
     track: Track = silent,
+    mesh: Mesh | None = None,
 ) -> dict[str, list[float]]:
     """By module the divergence (nats) of quantising it alone, as a whole, under each of ``states`` of the plan.
 
@@ -127,7 +140,7 @@ def sweep_modules(
     @jax.jit
     def probe(
         params: Any, x: jax.Array, plain: jax.Array, at: Int[Array, ""], state: Mapping[str, State]
-    ) -> Float[Array, ""]:
+    ) -> Float[Array, " b"]:
         def dot(site: str, equation: str, /, **operands: Any) -> jax.Array:
             letters, _ = axes.split(equation)
             through = {}
@@ -142,17 +155,19 @@ def sweep_modules(
                     through[role] = jax.lax.cond(at == number[address], changed, lambda v=value: v)
             return float_dot(site, equation, **through)
 
-        return divergence(plain, forward(params, x, packed_dot(dot))).sum()
+        return divergence(plain, forward(params, x, packed_dot(dot)))
 
-    batches = [jnp.asarray(images[k : k + batch]) for k in range(0, len(images), batch)]
-    plain = [reference(params, x) for x in batches]
-    sums = {name: np.zeros(len(states)) for name in modules}
+    params = everywhere(mesh, params)
+    batches = [*Rounds(mesh, images, batch)]
+    plain = [reference(params, part.images) for part in batches]
+    means: dict[str, list[float]] = {name: [] for name in modules}
     for i, name in track([*enumerate(modules)], "sensitivity of modules"):
-        for j, state in enumerate(states):
+        for state in states:
             mine = {a: state[a] for a in number if a in plan}
-            for x, y in zip(batches, plain, strict=True):
-                sums[name][j] += float(probe(params, x, y, jnp.int32(i), mine))
-    return {name: (total / len(images)).tolist() for name, total in sums.items()}
+            pairs = zip(batches, plain, strict=True)
+            found = [gathered(probe(params, b.images, y, jnp.int32(i), mine))[b.mask] for b, y in pairs]
+            means[name].append(math.fsum(np.concatenate(found)) / len(images))
+    return means
 
 
 def _is_product(address: str) -> bool:

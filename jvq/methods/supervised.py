@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from jvq.checkpoints import Keeper
@@ -72,6 +73,7 @@ def train(
     log: Path | None = None,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
     stopping: Callable[[], bool] = lambda: False,
+    mesh: Mesh | None = None,
 ) -> Any:
     """The trained parameters; with a ``keeper`` (and ``batches`` by step) an interrupted training goes on.
 
@@ -87,7 +89,7 @@ def train(
         value = loss(options, heads, batch["label"], None if teacher is None else teacher(x))
         return value, {"top1": (heads.mean(axis=1).argmax(axis=-1) == batch["label"]).mean()}
 
-    shown: Any = {"log": log, "on_step": on_step, "stopping": stopping}
+    shown: Any = {"log": log, "on_step": on_step, "stopping": stopping, "mesh": mesh}
     return fit(step_loss, params, batches, options.schedule(images), key, keeper=keeper, **shown)
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from jvq.core.axes import ordered
 from jvq.core.calibrate import Fitted, Track, calibrate, leaf, silent
@@ -178,9 +179,10 @@ def fit(
     known: Sites,
     track: Track = silent,
     journal: MutableMapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """Where training begins: every quantiser's scale on float operands."""
-    return Fitted(plan, calibrate(forward, params, images, plan, known, track=track))
+    return Fitted(plan, calibrate(forward, params, images, plan, known, track=track, mesh=mesh))
 
 
 def calibrates(options: Options) -> bool:

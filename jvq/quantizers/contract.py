@@ -53,7 +53,6 @@ def described(quantizer: Any, x: jax.Array, letters: str) -> None:
     """A hashable frozen dataclass with all members, whose docstring says what the state holds."""
     lacking = [name for name in MEMBERS if not hasattr(quantizer, name)]
     _holds(not lacking, f"it lacks {', '.join(lacking)}")
-    assert isinstance(quantizer, Quantizer), "MEMBERS are those of the protocol"
     made = type(quantizer)
     frozen = dataclasses.is_dataclass(made) and made.__dataclass_params__.frozen  # type: ignore[attr-defined]
     _holds(frozen, "it must be a dataclass with frozen=True")
@@ -62,6 +61,7 @@ def described(quantizer: Any, x: jax.Array, letters: str) -> None:
     except TypeError as error:
         raise ValueError(f"it must be hashable: {error}") from None
     _holds(same, "equal quantisers must have equal hashes")
+    assert isinstance(quantizer, Quantizer), "MEMBERS are those of the protocol"
     _holds("State" in (inspect.getdoc(made) or ""), "the docstring must say what the state holds ('State: ...')")
 
 

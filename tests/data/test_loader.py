@@ -19,7 +19,9 @@ from jvq.data import (
     batches,
     sample,
     train_batches,
+    transforms,
 )
+from jvq.data.records import Some
 
 Paint = Callable[..., Path]
 GREY = Preprocess((2, 2), None, "bicubic", (0.0,), (1 / 255,))  # gives back the pixels themselves
@@ -91,6 +93,29 @@ def test_corrupt_images_are_masked_out_and_listed(paint: Paint, tmp_path: Path) 
         assert len(loader.skipped) == 2
         assert loader.skipped[0].startswith(f"{tmp_path}/1.png: not a readable image")
         assert loader.skipped[1].startswith(f"{tmp_path}/4.png: ")
+
+
+def test_images_that_preprocessing_refuses_are_masked_out_and_listed(
+    paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transforms, "LARGEST", 200)  # pixels; a row of 40 would have 640 at 4 on its short side
+    for i in range(3):
+        paint(f"{i}.png", 10 * i, (1, 40) if i == 1 else (4, 4))
+    source, grown = ImageFolder(tmp_path), Preprocess((4, 4), 4, "bicubic", (0.0,) * 3, (1 / 255,) * 3)
+    refused = "preprocess: an image of 1x40 pixels would be 4x160 at 4 on its short side"
+
+    loader = batches(source, grown, 2)
+    assert [b["mask"].tolist() for b in loader] == [[True, False], [True, False]]
+    assert loader.skipped == [f"{tmp_path}/1.png: {refused}"]
+    assert sorted(sample(source, grown, 2, 0).indices.tolist()) == [0, 2]
+    with pytest.raises(CorruptImage, match=f"1.png: {refused}"):
+        list(train_batches(source, 3, 0, 1, grown))
+
+    part = batches(
+        Some(OneByOne(InMemory("long", np.zeros((2, 1, 40, 3), np.uint8), np.arange(2))), np.array([1])), grown, 1
+    )
+    assert not next(iter(part))["mask"].any()
+    assert part.skipped == [f"number 1 of source 'long': {refused}"]
 
 
 def test_a_loader_that_is_left_early_starts_again(seven: Source) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jvq.data import CorruptImage, Fashion, ImageFolder, Npz, Source, Tfds, open_source
+from jvq.data import CorruptImage, Fashion, ImageFolder, Npz, Preprocess, Source, Tfds, batches, open_source
 
 Paint = Callable[..., Path]
 
@@ -258,6 +259,25 @@ def test_tfds_reads_a_prepared_set(prepared: Path) -> None:
     assert source[0]["image"].shape == (5, 6, 3)
     assert len(Tfds("tiny_jvq", "train[:75%]+validation", prepared)) == 5
     assert "tensorflow" not in sys.modules
+
+
+def test_another_process_opens_a_prepared_set_for_itself(prepared: Path) -> None:
+    source = Tfds("tiny_jvq", "train[1:]", prepared)
+    sent = pickle.dumps(source)
+    assert len(sent) < 500
+    again = pickle.loads(sent)
+    assert (again.name, again.classes, len(again)) == (source.name, source.classes, 3)
+    assert [again[i]["image"].tobytes() for i in range(3)] == [source[i]["image"].tobytes() for i in range(3)]
+
+
+@pytest.mark.once
+def test_a_process_reads_a_prepared_set(prepared: Path) -> None:
+    source = open_source("tfds:tiny_jvq", "train", prepared)
+    preprocess = Preprocess((5, 6), None, "bicubic", (0.0,) * 3, (1 / 255,) * 3)
+    threads, processes = (list(batches(source, preprocess, 3, workers=n)) for n in (0, 1))
+    for first, second in zip(threads, processes, strict=True):
+        assert all((first[key] == second[key]).all() for key in ("image", "label", "mask"))
+    assert sorted(np.concatenate([b["image"][b["mask"]][:, 0, 0, 0] for b in processes]).round()) == [0, 10, 20, 30]
 
 
 def test_tfds_mistakes_are_one_line(prepared: Path, tmp_path: Path) -> None:

@@ -171,6 +171,23 @@ ACTIVATIONS = {
 }
 
 
+def test_a_decoder_of_maps(tmp_path):
+    """Transposed convolutions as products, their pixels added where they overlap, and a resize to the image's size."""
+    fields = {"image": (20, 28), "patch": 4, "channels": 3, "dim": 12, "depth": 1, "heads": 3, "decoder": (6, 5)}
+    model = jvq.build("saliency", fields)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.3, s.shape), jnp.float32), model.shapes())
+    images = images_for(model)
+    save_onnx_float(model, params, {}, path := tmp_path / "model.onnx")
+    (got,) = exported.session(path).run(None, {"images": images})
+    np.testing.assert_allclose(got, model.forward(params, images), atol=1e-6)
+    weights = [("*.w", Uniform(8, "o")), ("*/qkv.w", Uniform(8, "she")), ("*/up*.w", Uniform(8, "to"))]
+    deployment = deployed(model, params, [("*", Uniform(8)), *weights])
+    save_onnx(deployment, path)
+    (got,) = exported.session(path, precise=True).run(None, {"images": images})
+    np.testing.assert_allclose(got, deployment.forward(images), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_grid_gives_integers_and_the_same_outputs(name, tmp_path):
     model, params = drawn("vit")
@@ -239,10 +256,9 @@ def test_what_qdq_cannot_say_is_refused_in_one_line(line, tmp_path):
 
 
 def test_other_refusals(tmp_path, monkeypatch):
-    model = jvq.build("saliency", {"image": (8, 8), "patch": 4, "dim": 8, "depth": 1, "heads": 2, "decoder": (4,)})
-    with pytest.raises(ValueError, match="no graph of the architecture 'saliency' .*vit, swin"):
-        save_onnx_float(model, {}, {}, tmp_path / "m.onnx")
     model, params = drawn("vit")
+    with pytest.raises(ValueError, match="no graph of the architecture 'mixer' .*vit, swin, saliency"):
+        save_onnx_float(model._replace(architecture="mixer"), params, {}, tmp_path / "m.onnx")
     with pytest.raises(ValueError, match="nowhere/m.onnx cannot be written"):
         save_onnx_float(model, params, {}, tmp_path / "nowhere" / "m.onnx")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .targets import files_of
+from .models import files_of
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from jvq.data import Preprocess, open_source
 from jvq.data.folder import ImageFolder, read_image
 from jvq.data.records import CorruptImage
 from jvq.export import load
-from jvq.models.weights import open_weights
+from jvq.models.weights import open_weights, torch_file
 
-from . import structured, targets
+from . import inputs, loading, models, structured
 
 MUCH = 2**26  #: bytes that no refusal needs
 
@@ -105,6 +105,8 @@ REPEATED = (
     + STORAGE
     + b"K\0(J\xff\xff\xff\x7fJ\xff\xff\xff\x7ft(K\0K\0t\x89}tRs."
 )
+ORDERED = b"ccollections\nOrderedDict\nq\0"
+THOUSAND = b"}q\1(" + b"".join(b"M" + struct.pack("<H", i) + b"N" for i in range(1000)) + b"u"
 
 
 @pytest.mark.parametrize(
@@ -112,9 +114,12 @@ REPEATED = (
     [
         (REPEATED, "far more bytes than the file has"),  # a number repeated by strides of zero
         (b"\x80\2})" + b"22\x87" * 200 + b"K\1s.", "DUP|a tuple as a key"),
-        (b"\x80\2})q\0" + b"0h\0h\0\x86q\0" * 200 + b"K\1s.", "a tuple as a key"),  # 2**200 tuples to hash
+        (b"\x80\2)q\0" + b"h\0h\0\x86q\0" * 200 + b"}h\0K\1s.", "a tuple as a key"),  # 2**200 tuples to hash
+        (b"\x80\2\x8b" + struct.pack("<I", 2**23) + b"\1" * 2**23 + b"q\0}h\0Ns.", "bits as a key"),  # slow to hash
+        (b"\x80\2" + ORDERED + THOUSAND + b"h\0h\1\x85R" * 1000 + b".", "calls with more"),  # a million things
+        (b"\x80\2" + ORDERED + b"(" + b"N" * 1000 + b"tR.", "a call with 1000 arguments"),
         (b"\x80\2}q\0X\5\0\0\0modelh\0s.", "dictionaries in dictionaries"),  # holds itself
-        (b"\x80\2" + b"N" * (2**20 + 9) + b".", "more than 1048576 operations"),
+        (b"\x80\2" + b"K\0" * (2**18 + 9) + b".", "more than 262144 operations"),
         (b"\x80\2" + b"N" * 2**25 + b".", "its pickle has 33554435 bytes"),
         (b"\x80\2\x8e" + struct.pack("<Q", 2**60) + b".", "expected"),
     ],
@@ -123,9 +128,23 @@ def test_a_pickle_that_grows(body, says, untouched) -> None:
     refused(open_weights, str(pickled(body, untouched)), match=says)
 
 
+def test_a_storage_of_many_types_is_held_once(untouched) -> None:
+    path, size = untouched / "a.pth", 2**24
+    kinds = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+    body = b"".join(STORAGE.replace(b"Float", kind.encode()) for kind in kinds)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/data.pkl", b"\x80\2" + body + b"}.")
+        file.writestr("a/data/0", bytes(size))
+    tracemalloc.start()
+    assert torch_file.unpickled(path) == {}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * size  # unfolding takes it twice for a moment
+
+
 def headed(untouched: Path, **fields) -> Path:
     """Our own file whose Spec says something else."""
-    data = targets.native_file(untouched)["a.safetensors"]
+    data = models.native_file(untouched)["a.safetensors"]
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     about = header["__metadata__"]
@@ -154,7 +173,7 @@ def test_a_model_that_nobody_can_trace(fields, untouched) -> None:
 
 
 def test_a_window_whose_table_would_fill_the_memory(untouched) -> None:
-    data = targets.swin_file(untouched)["a.safetensors"]
+    data = models.swin_file(untouched)["a.safetensors"]
     size = int.from_bytes(data[:8], "little")
     text = data[8 : 8 + size].replace(b'\\"window\\": 2', b'\\"window\\": 2000')
     assert len(text) == size + 3
@@ -168,7 +187,7 @@ def test_the_header_of_a_packed_file(untouched) -> None:
     from safetensors.numpy import load as read
     from safetensors.numpy import save
 
-    whole = read(targets.packed_file(untouched)["a.safetensors"])
+    whole = read(models.packed_file(untouched)["a.safetensors"])
     for text, filters in ((bytes(2**27), None), (b"{}", [{"id": 0x21, "dict_size": 2**30}])):
         import lzma
 
@@ -181,11 +200,11 @@ def test_the_header_of_a_packed_file(untouched) -> None:
 
 
 def test_soft_labels_that_claim_too_much(untouched) -> None:
-    files = targets.soft_labels(untouched)
+    files = inputs.soft_labels(untouched)
     folder = untouched / "a"
     for claims in ({"images": 2**60, "shard": 2**60}, {"classes": 2**31}, {"crops": 2**40}, {"shard": 0}):
         (folder / "header.json").write_text(json.dumps({**json.loads(files["header.json"]), **claims}))
-        refused(targets.labels, folder, match="soft labels: ")
+        refused(loading.labels, folder, match="soft labels: ")
 
 
 # --- Images ---------------------------------------------------------------------------------------------------------
@@ -228,7 +247,7 @@ def test_text_that_unfolds_without_end(kind, untouched) -> None:
 
 
 def test_a_row_of_pixels_is_not_grown_without_end() -> None:
-    preprocess = Preprocess.from_dict({**targets.GREY, "resize": 256, "size": [224, 224]})
+    preprocess = Preprocess.from_dict({**loading.GREY, "resize": 256, "size": [224, 224]})
     refused(preprocess, np.zeros((1, 10**6, 1), np.uint8), match="an image of 1x1000000 pixels would be 256x256000000")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from . import targets
+from . import models
 
 WATCHED = """
 import json, os, sys
@@ -125,7 +125,7 @@ def attacks() -> dict[str, bytes]:
 def written(folder: Path) -> list[str]:
     for name, data in attacks().items():
         (folder / name).write_bytes(data)
-    whole = targets.packed_file(folder.parent / "made")["a.safetensors"]
+    whole = models.packed_file(folder.parent / "made")["a.safetensors"]
     import lzma
 
     from safetensors.numpy import load
@@ -160,7 +160,7 @@ def repacked(whole: bytes, text: bytes) -> bytes:
 def external(location: str) -> bytes:
     import onnx
 
-    model = onnx.load_from_string(targets.onnx_file(Path())["a.onnx"])
+    model = onnx.load_from_string(models.onnx_file(Path())["a.onnx"])
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL

@@ -1,6 +1,7 @@
 """Every loader refuses changed input in one clear line, or accepts what is right; and the judge sees what is wrong."""
 
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def a_loader(does):
         targets.one(mutations.of_bytes),
         does,
         lambda a, b: "" if a == b else "other",
-        seconds=0.2,
+        seconds={spins: 0.2, waits: 0.01}.get(does, 5),
     )
 
 
@@ -84,8 +85,14 @@ def fails(error):
 
 
 def spins(path):
-    while path.read_bytes() != b"x":
+    changed = path.read_bytes() != b"x"
+    while changed:
         pass
+
+
+def waits(path):
+    if path.read_bytes() != b"x":
+        time.sleep(60)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +107,7 @@ def spins(path):
         (fails(ValueError("x" * 2000)), "a line of 2000 letters"),
         (Path.read_bytes, "accepted: other"),
         (spins, "hangs"),
+        (waits, "hangs"),
     ],
 )
 def test_the_judge_sees_what_is_wrong(load, says, tmp_path) -> None:

@@ -1,11 +1,10 @@
 """Nothing is written outside of the folder that it belongs into, whatever names and links say."""
 
-import io
+import http.client
 import os
+import socket
 import zipfile
-from email.message import Message
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from jvq.data import label_folder
 from jvq.data.folder import ImageFolder
 from jvq.models.weights import download, names, open_weights
 
-from . import targets
+from . import loading, models
 
 PIECES = st.sampled_from(
     [
@@ -74,18 +73,21 @@ def test_a_name_that_leads_elsewhere_is_refused(name, untouched, monkeypatch) ->
 
 def test_a_link_in_the_cache_is_not_written_through(untouched, monkeypatch) -> None:
     remote = names.located("timm/x")
+    assert remote is not None
     folder = download.folder_of(remote, untouched / "cache")
     folder.mkdir(parents=True)
     (folder / "config.json.part").symlink_to(untouched.parent / "beside")
     (folder / "config.json.part.json").write_text('{"etag": "x"}')
 
-    class Rest(io.BytesIO):  # a server that goes on behind what is there
-        status, headers = 206, Message()
-
-    Rest.headers["Content-Range"] = "bytes 9-20/21"
-    client = SimpleNamespace(rest=lambda url, part: Rest(b"more"), hops=[], network=download.Network())
-    with pytest.raises(download._Unwritable):
-        download._attempt(remote.files[0], folder / "config.json.part", lambda *_: None, client)
+    ours, theirs = socket.socketpair()  # a server that goes on behind what is there
+    with ours, theirs:
+        theirs.sendall(b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 9-12/13\r\nContent-Length: 4\r\n\r\nmore")
+        response = http.client.HTTPResponse(ours)
+        response.begin()
+        client = download._Client(download.Network())
+        monkeypatch.setattr(client, "rest", lambda url, part: response)
+        with pytest.raises(download._Unwritable):
+            download._attempt(remote.files[0], folder / "config.json.part", lambda *_: None, client)
 
 
 @pytest.mark.parametrize("member", ["../beside", "/beside", "..\\beside", "a/../../beside", "beside\0.npy"])
@@ -111,7 +113,7 @@ def test_a_packed_folder_reads_its_own_arrays_only(untouched) -> None:
 
     from jvq.export import load_folder
 
-    targets.packed_folder(untouched)
+    models.packed_folder(untouched)
     about = json.loads((untouched / "a" / "deployment.json").read_text())
     for name in ("../a/arrays0", "/etc", "arrays0/..", "arrays0/../../..", "arrays\0", "..", ""):
         (untouched / "a" / "deployment.json").write_text(json.dumps({**about, "arrays": name}))
@@ -124,7 +126,7 @@ def test_the_numbers_of_a_graph_lie_in_its_folder(location, untouched) -> None:
     import onnx
 
     (untouched / "link").symlink_to(untouched.parent / "beside")
-    model = onnx.load_from_string(targets.onnx_file(untouched)["a.onnx"])
+    model = onnx.load_from_string(models.onnx_file(untouched)["a.onnx"])
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
@@ -137,11 +139,11 @@ def test_the_numbers_of_a_graph_lie_in_its_folder(location, untouched) -> None:
 def test_numbers_beside_a_graph_are_read(untouched) -> None:
     import onnx
 
-    model = onnx.load_from_string(targets.onnx_file(untouched)["a.onnx"])
-    want = targets.foreign_checkpoint_of(untouched / "a.onnx", model.SerializeToString())
+    model = onnx.load_from_string(models.onnx_file(untouched)["a.onnx"])
+    want = loading.foreign_checkpoint_of(untouched / "a.onnx", model.SerializeToString())
     onnx.save_model(model, str(untouched / "b.onnx"), save_as_external_data=True, location="b.data", size_threshold=0)
     got = open_weights(str(untouched / "b.onnx"), model={"heads": 2})
-    assert not targets.identical(want.params, got.params)
+    assert not loading.identical(want.params, got.params)
 
 
 def test_names_with_lines_in_them_stay_in_one_line(untouched) -> None:

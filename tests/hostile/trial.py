@@ -14,6 +14,7 @@ from typing import Any
 
 Files = dict[str, bytes]  # names in a folder; one of them for a loader of files
 LONGEST = 1500  #: letters of a line that a person still reads
+WAITING = 20  #: times a loader's seconds of computing that it may take by the clock: others compute here too
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,22 @@ class Hanging(BaseException):
 
 @contextlib.contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raises ``Hanging`` in whatever runs for longer."""
+    """Raises ``Hanging`` in whatever computes for longer, or waits for far longer."""
 
     def over(*_: Any) -> None:
         raise Hanging
 
-    before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    clocks = ((signal.SIGPROF, signal.ITIMER_PROF, seconds), (signal.SIGALRM, signal.ITIMER_REAL, WAITING * seconds))
+    before = {number: signal.signal(number, over) for number, _, _ in clocks}
+    for _, clock, most in clocks:
+        signal.setitimer(clock, most)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for _, clock, _ in clocks:
+            signal.setitimer(clock, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def clear(error: BaseException, errors: tuple[type[Exception], ...]) -> str:

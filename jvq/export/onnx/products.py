@@ -96,17 +96,20 @@ class Products:
         """The float parameter at a path of the model's tree."""
         return np.asarray(_leaf(self.params, path), np.float32)
 
-    def linear(self, site: str, x: str, letters: str) -> str:
-        """``x`` [letters] times the kernel of ``site`` plus its bias, if any; what the kernel gives is one axis."""
+    def linear(self, site: str, x: str, letters: str, *, bias: bool = True) -> str:
+        """``x`` [letters] times the kernel of ``site``, plus its bias where it has one and ``bias`` says so.
+
+        What the kernel gives is one axis.
+        """
         kernel = weight(_leaf(self.params, f"{site}/kernel"), site)
         y, constant = self._product(site, {"x": (x, letters)}, kernel)
         there = _leaf(self.params, site)
-        if "bias" in there:
+        if bias and "bias" in there:
             constant = constant + self.param(f"{site}/bias").reshape(-1)
         if not np.any(constant):
             return y
-        bias = np.asarray(constant, np.float32)
-        return self.graph.add("Add", y, self.graph.constant(bias, f"{site}/bias"))
+        name = f"{site}/bias" if bias else f"{site}/offset"
+        return self.graph.add("Add", y, self.graph.constant(np.asarray(constant, np.float32), name))
 
     def head(self, site: str, x: str) -> str:
         """The same for ``x`` [b d]. Of two axes onnxruntime makes product and bias one float Gemm, of three not."""

@@ -12,7 +12,7 @@ import numpy as np
 from jvq.core import files
 from jvq.core.recipe import sites
 from jvq.export.deployment import Deployment
-from jvq.export.onnx import grids, swin, vit
+from jvq.export.onnx import grids, saliency, swin, vit
 from jvq.export.onnx.graph import Graph
 from jvq.export.onnx.package import onnx, onnxruntime
 from jvq.export.onnx.products import Products
@@ -20,7 +20,7 @@ from jvq.models import Model
 
 FORMAT = "jvq-onnx/1"
 IMAGES = "images"  #: the input's name
-FORWARDS = {"vit": vit.forward, "swin": swin.forward}
+FORWARDS = {"vit": vit.forward, "swin": swin.forward, "saliency": saliency.forward}
 LARGEST = 2**31 - 1  #: bytes of one protobuf message
 PRECISE = "session.x64quantprecision"  #: a session option of onnxruntime, see session
 
@@ -40,10 +40,10 @@ class Agreement(NamedTuple):
 def save_onnx(deployment: Deployment, path: str | os.PathLike[str]) -> None:
     """Writes the deployment as QDQ: ``images`` float32 [batch y x c], preprocessed, to ``logits`` [batch o].
 
-    ``features`` or ``tokens`` where the model has no head. Weights are int8 with a scale and zero point an output
-    channel; quantised activations pass through uint8. How images are preprocessed, the recipe and the protocol are in
-    the file's metadata, as JSON. ``ValueError``: one line on what QDQ cannot express, with the address and what to use
-    instead; nothing is written then.
+    ``features`` or ``tokens`` where the model has no head, ``map`` [batch y x] where it has a decoder. Weights are int8
+    with a scale and zero point an output channel; quantised activations pass through uint8. How images are
+    preprocessed, the recipe and the protocol are in the file's metadata, as JSON. ``ValueError``: one line on what QDQ
+    cannot express, with the address and what to use instead; nothing is written then.
     """
     path = Path(path)
     model = graph(deployment)

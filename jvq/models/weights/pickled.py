@@ -6,11 +6,13 @@ operation, and every other name, is refused.
 """
 
 import pickletools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-MOST = 2**20  #: operations; a tensor takes about thirty
-KEYS = (str, int, float, bytes, type(None))  #: of dictionaries: a tuple of tuples can take forever to hash
+MOST = 2**18  #: operations; a tensor takes about thirty, so this is 8,000 of them
+FEW = 8  #: arguments of a call; a tensor has seven
+KEYS = (str, int, float, bytes, type(None))  #: of dictionaries: a tuple of tuples can take forever to hash,
+WIDEST = 64  #: bits of a whole number as a key: and one of millions takes long each time
 SILENT = {"PROTO", "FRAME"}
 NUMBERS = {"INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT"}
 TEXTS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING"}
@@ -41,6 +43,7 @@ class Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # stacks under marks
         self.memory: dict[int, Any] = {}
+        self.left = MOST  # things in what calls are given: the same list may be given again and again
 
     def marked(self) -> list[Any]:
         """What was put on the stack since the last mark."""
@@ -48,11 +51,9 @@ class Machine:
         return items
 
     def step(self, name: str, argument: Any) -> None:
-        """Does one operation but STOP."""
+        """Does one operation but STOP and what only puts its argument on the stack."""
         stack = self.stack
-        if name in LITERALS:
-            stack.append(argument)
-        elif name in PLAIN:
+        if name in PLAIN:
             stack.append(PLAIN[name]())
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
             self.memory[int(argument)] = stack[-1]
@@ -91,6 +92,11 @@ class Machine:
             arguments, call = of_kind(stack.pop(), tuple), stack.pop()
             if not callable(call):
                 raise Refused(f"a call of {type(call).__name__}")
+            if len(arguments) > FEW:
+                raise Refused(f"a call with {len(arguments)} arguments")
+            self.left -= sum(len(x) for x in arguments if isinstance(x, tuple | list | dict))
+            if self.left < 0:
+                raise Refused(f"calls with more than {MOST} things")
             stack.append(call(*arguments))
         elif name == "BUILD":  # attributes of an ordered dictionary, which are not its content
             stack.pop()
@@ -104,20 +110,17 @@ class Machine:
 def values(data: bytes, names: Callable[[str], Call | Any], storage: Callable[[Any], Any]) -> Any:
     """What the pickle is of. Raises ``Refused``, and ``ValueError`` and ``LookupError`` for what is no pickle."""
     machine = Machine(names, storage)
-    for count, (operation, argument, _) in enumerate(operations(data)):
-        if operation == "STOP":
+    for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
+        name = operation.name
+        if name in LITERALS:  # most of a pickle, so of a hostile one too
+            machine.stack.append(argument)
+        elif name == "STOP":
             return machine.stack.pop()
+        elif name not in SILENT:
+            machine.step(name, argument)
         if count > MOST:
             raise Refused(f"more than {MOST} operations")
-        if operation not in SILENT:
-            machine.step(operation, argument)
     raise Refused("no end")
-
-
-def operations(data: bytes) -> Iterator[tuple[str, Any, int | None]]:
-    """Name, argument and place of each operation."""
-    for operation, argument, place in pickletools.genops(data):
-        yield operation.name, argument, place
 
 
 def of_kind(x: Any, *kinds: type) -> Any:
@@ -134,6 +137,8 @@ def paired(items: list[Any]) -> dict[Any, Any]:
     for key in items[::2]:
         if not isinstance(key, KEYS):
             raise Refused(f"a {type(key).__name__} as a key")
+        if isinstance(key, int) and key.bit_length() > WIDEST:
+            raise Refused(f"a number of {key.bit_length()} bits as a key")
     return dict(zip(items[::2], items[1::2], strict=True))
 
 

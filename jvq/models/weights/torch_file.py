@@ -119,7 +119,7 @@ class Tensors:
     def __init__(self, file: reading.Members, root: str, path: Path):
         self.file, self.root, self.path = file, root, path
         self.left = reading.allowed(path.stat().st_size)  # bytes: strides of 0 repeat a number as often as they like
-        self.storages: dict[tuple[str, str], np.ndarray] = {}
+        self.storages: dict[str, bytes] = {}  # each once, whatever types it is said to be of
         self.known = {
             "collections.OrderedDict": pickled.ordered,
             "torch._utils._rebuild_tensor_v2": self.tensor,
@@ -144,9 +144,9 @@ class Tensors:
             raise pickled.Refused("an unknown kind of storage")
         if not isinstance(key, str) or type(numel) is not int or numel < 0:
             raise pickled.Refused("a storage without a name or a size")
-        if (key, dtype.name) not in self.storages:
-            self.storages[key, dtype.name] = np.frombuffer(self.file.read(f"{self.root}data/{key}"), dtype)
-        return self.storages[key, dtype.name][:numel]
+        if key not in self.storages:
+            self.storages[key] = self.file.read(f"{self.root}data/{key}")
+        return np.frombuffer(self.storages[key], dtype)[:numel]
 
     def tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> np.ndarray:
         """A view into a storage, its bounds checked, copied."""

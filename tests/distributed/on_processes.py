@@ -1,0 +1,187 @@
+"""What a tiny ViT comes to on one of several processes, written to a file; and what is then restored by a single one.
+
+    python tests/distributed/on_processes.py work FOLDER HOST:PORT 2 0 & python ... 2 1
+    python tests/distributed/on_processes.py restore FOLDER
+    python tests/distributed/on_processes.py die FOLDER HOST:PORT 2 0 & python ... 2 1
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jvq.checkpoints import Keeper
+from jvq.core import hosts
+from jvq.core.calibrate import calibrate
+from jvq.core.mesh import everywhere, mesh_of
+from jvq.core.recipe import resolve, sites
+from jvq.data import Loader, Preprocess, sample, train_batches
+from jvq.data.records import CorruptImage
+from jvq.evaluate import predict, runner, score
+from jvq.journal import Journal
+from jvq.mistakes import one_line
+from jvq.models import build
+from jvq.quantizers import Grouped, Uniform
+from jvq.schedule import Schedule
+from jvq.train import Objective, beginning, run
+
+SPEC = {"image": (8, 8), "channels": 1, "patch": 4, "dim": 16, "depth": 1, "heads": 2, "mlp_ratio": 1.0, "classes": 3}
+PREPROCESS = Preprocess((8, 8), None, "bicubic", (0.5,), (0.25,))
+COUNT, BATCH, DRAWN = 37, 10, 13  # of images; of a batch, no multiple of 4; for calibration
+CORRUPT = (7, 22)
+RECIPE = [
+    ("*", Uniform(8)),
+    ("*.w", Uniform(4, "o")),
+    ("*/qkv.w", Uniform(4, "she")),
+    ("*/fc1.x", Grouped(4, 3, "d", restarts=1, iterations=5)),
+    ("*/qk.k", Uniform(4, range="mse")),
+]
+SCHEDULE = Schedule(2, 1e-2)
+
+
+class Pictures:
+    """A source that notes what is read of it; two images cannot be read."""
+
+    name, classes = "pictures", ("a", "b", "c")
+
+    def __init__(self):
+        self.pixels = np.random.default_rng(1).integers(0, 256, (COUNT, 8, 8, 1), dtype=np.uint8)
+        self.labels = np.random.default_rng(2).integers(3, size=COUNT)
+        self.read, self.whole = [], False
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        if i in CORRUPT and not self.whole:
+            raise CorruptImage(f"picture {i}: broken")
+        return {"image": self.pixels[i], "label": int(self.labels[i])}
+
+    def taken(self):
+        """What was read since this was asked last."""
+        read, self.read = self.read, []
+        return np.sort(np.asarray(read, int))
+
+
+class World:
+    """A model, its parameters, and pictures; made after the processes have joined."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.model = build("vit", SPEC)
+        shapes = self.model.shapes()
+        self.params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0.1, 0.5, s.shape), jnp.float32), shapes)
+        self.known = sites(self.model.forward, self.params, self.model.image)
+        self.pictures = Pictures()
+
+    def calibrated(self, mesh):
+        """What was drawn, the states of all quantisers, and which pictures this process has read."""
+        drawn = sample(self.pictures, PREPROCESS, DRAWN, 3)
+        plan = resolve(RECIPE, self.known)
+        given = self.model.forward, self.params, drawn.images, plan, self.known
+        state = calibrate(*given, batch=2, values=DRAWN * 24, mesh=mesh)
+        return {"drawn": drawn._asdict(), "state": state, "read": self.pictures.taken()}
+
+    def evaluated(self, mesh):
+        """Logits and score of four uneven batches, what was skipped, and which pictures this process has read."""
+        loader = Loader(self.pictures, PREPROCESS, BATCH, mesh=mesh)
+        forward, params = runner(self.model.forward, {}), everywhere(mesh, self.params)
+        got = predict(lambda x: forward(params, {}, x), loader, "", mesh=mesh)
+        found = {"logits": got.logits, "labels": got.labels, "score": list(score(got, got))}
+        return {**found, "skipped": np.asarray(loader.skipped), "read": self.pictures.taken()}
+
+    def objective(self):
+        def loss(p, fixed, batch, key):
+            noise = 0.01 * jax.random.normal(key, batch["image"].shape)
+            logits = self.model.forward(p, batch["image"].astype(jnp.float32) / 255 + noise)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean(), {}
+
+        return Objective(loss)
+
+    def trained(self, mesh, folder=None):
+        """Parameters and moments after two steps, also as a checkpoint in the folder."""
+        self.pictures.whole = True
+        stream = lambda start: train_batches(self.pictures, 8, 5, 1, start=start, mesh=mesh)
+        keeper = None if folder is None else Keeper(folder, {"test": "processes"}, every=1)
+        with contextlib.nullcontext() if keeper is None else contextlib.closing(keeper):
+            progress = run(self.objective(), self.params, stream, SCHEDULE, jax.random.key(7), keeper=keeper, mesh=mesh)
+        read, self.pictures.whole = self.pictures.taken(), False
+        return {"trained": progress.trained, "moments": optax.tree_utils.tree_get(progress.state, "mu"), "read": read}
+
+    def restored(self, mesh, folder):
+        """The same out of the checkpoint."""
+        begin = everywhere(mesh, beginning(self.objective(), self.params, SCHEDULE.optimizer(), SCHEDULE))
+        with contextlib.closing(Keeper(folder, {"test": "processes"}, every=1)) as keeper:
+            progress = keeper.restored(begin)
+        return {"trained": progress.trained, "moments": optax.tree_utils.tree_get(progress.state, "mu")}
+
+
+def flat(tree):
+    """The arrays of a tree by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    return {"/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): np.asarray(x) for path, x in leaves}
+
+
+def worked(folder, process):
+    """All that this process comes to."""
+    world, mesh = World(), mesh_of()
+    mine = folder / f"own-{process}"
+    mine.mkdir()
+    journal = Journal((folder if hosts.leads() else mine) / "journal", "test")
+    rows = np.arange(3 * process, dtype=np.float64).reshape(-1, 3) + 0.1 + process
+    found = {
+        "calibrated": world.calibrated(mesh),
+        "evaluated": world.evaluated(mesh),
+        "trained": world.trained(mesh, (folder if hosts.leads() else mine) / "kept"),
+        "journal": np.asarray(sorted(journal.items())),
+        "agreed": np.asarray([hosts.agreed(process + 5), *hosts.shared(process), hosts.any_of(process == 1)]),
+        "stacked": hosts.stacked(rows),
+        "led": np.asarray(_refused()),
+    }
+    np.savez(folder / f"process-{process}.npz", **flat(found))
+
+
+def _refused():
+    def work():
+        raise ValueError("not so")
+
+    try:
+        hosts.led(work)
+    except ValueError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def dying(process, last, how):
+    """The last process is killed, or makes a mistake, while the others go on to compute together, or alone."""
+    print(f"begun {hosts.shared(process)}", flush=True)
+    if process == last:
+        time.sleep(0.5)
+        if how == "mistake":
+            raise ValueError("a mistake of its own")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "alone":
+        time.sleep(60)
+    while True:
+        hosts.shared(process)
+
+
+if __name__ == "__main__":
+    what, where = sys.argv[1], Path(sys.argv[2])
+    if what == "restore":
+        np.savez(where / f"restored-{jax.device_count()}.npz", **flat(World().restored(mesh_of(), where / "kept")))
+        sys.exit()
+    address, number, index = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+    with hosts.ending(), one_line(ValueError), hosts.noticing():
+        hosts.joined(address, number, index, silence=5 if what == "alone" else 60, patience=60)
+        if what == "work":
+            worked(where, index)
+        else:
+            dying(index, number - 1, what)

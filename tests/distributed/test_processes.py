@@ -1,0 +1,269 @@
+"""Two and four real processes come to what one does: states to the bit, training to rounding; and they end together."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jvq.core import hosts
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("on_processes.py")
+SECONDS = 420  #: after which what still runs is killed, and the test has failed
+
+
+def script():
+    """The module of the script, which is no part of a package."""
+    spec = importlib.util.spec_from_file_location("on_processes", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def address():
+    """A port that nobody listens to just now."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return f"localhost:{listener.getsockname()[1]}"
+
+
+def started(args, devices=1, **more):
+    """A process in a session of its own, so that all that it started can be killed with it."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    env = {name: x for name, x in env.items() if not name.startswith(("SLURM_", "OMPI_", "KUBERNETES_"))}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *args], env=env, start_new_session=True, **pipes, **more)
+
+
+def ended(processes, seconds=SECONDS):
+    """(exit code, stdout, stderr) of each; a hang is an error, and nothing stays behind."""
+    until, found = time.monotonic() + seconds, []
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=max(1.0, until - time.monotonic()))
+            found.append((process.returncode, out, err))
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return found
+
+
+def together(what, folder, number, seconds=SECONDS):
+    """What comes of the script on so many processes."""
+    where = address()
+    args = [[str(SCRIPT), what, str(folder), where, str(number), str(i)] for i in range(number)]
+    return ended([started(mine) for mine in args], seconds)
+
+
+@pytest.fixture(scope="module")
+def one():
+    """What this process comes to alone, by name."""
+    module = script()
+    with jax.numpy_dtype_promotion("standard"):  # optax's
+        world = module.World()
+        parts = {name: getattr(world, name)(None) for name in ("calibrated", "evaluated", "trained")}
+        return module.flat(parts)
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def found(request, tmp_path_factory):
+    """The folder, and the arrays by name of each process."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "journal").write_text('{"fingerprint": "test"}\n{"a": 1}\n')
+    for code, _, err in together("work", folder, request.param):
+        assert code == 0, err[-4000:]
+    return folder, [dict(np.load(folder / f"process-{i}.npz")) for i in range(request.param)]
+
+
+def of(results, part):
+    """What is named ``part``, by the rest of its name."""
+    mine = {name.removeprefix(f"{part}/"): x for name, x in results.items() if name.startswith(f"{part}/")}
+    assert mine
+    return mine
+
+
+@pytest.mark.once
+def test_calibration_is_that_of_one_process_to_the_bit(found, one):
+    """The images are drawn by the seed alone; two of the pictures cannot be read, and one of these is drawn."""
+    for results in found[1]:
+        for part in ("calibrated/drawn", "calibrated/state"):
+            want, got = of(one, part), of(results, part)
+            assert want.keys() == got.keys()
+            assert not [name for name in want if not np.array_equal(want[name], got[name])], part
+    assert set(script().CORRUPT) & set(one["calibrated/read"])
+
+
+@pytest.mark.once
+def test_predictions_and_score_are_those_of_one_process(found, one):
+    want = of(one, "evaluated")
+    for results in found[1]:
+        got = of(results, "evaluated")
+        np.testing.assert_array_equal(got["labels"], want["labels"])
+        np.testing.assert_allclose(got["logits"], want["logits"], rtol=1e-5, atol=1e-5)
+        assert [got[f"score/{i}"].item() for i in range(3)] == [want[f"score/{i}"].item() for i in range(3)]
+        assert got["skipped"].tolist() == ["picture 7: broken", "picture 22: broken"]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("part", ["calibrated", "evaluated", "trained"])
+def test_every_image_is_read_by_one_process_alone(found, one, part):
+    """A batch of ten is filled up to twelve for four processes: three images each, and one for the last."""
+    reads = [results[f"{part}/read"] for results in found[1]]
+    assert sorted(np.concatenate(reads)) == one[f"{part}/read"].tolist()
+    assert all(len(read) for read in reads)
+
+
+@pytest.mark.once
+def test_two_steps_of_training_come_to_the_same_parameters(found, one):
+    """But for the biases of keys: a softmax takes away what they add, so that Adam divides rounding by itself."""
+    for results in found[1]:
+        for part in ("trained/trained", "trained/moments"):
+            want, got = of(one, part), of(results, part)
+            assert want.keys() == got.keys()
+            for name in want:
+                a, b = (np.delete(x, 1, axis=0) if "qkv/bias" in name else x for x in (want[name], got[name]))
+                np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("devices", [1, 8])
+def test_their_checkpoint_is_restored_by_one_process(found, devices):
+    folder, results = found
+    ((code, _, err),) = ended([started([str(SCRIPT), "restore", str(folder)], devices)])
+    assert code == 0, err[-4000:]
+    got = dict(np.load(folder / f"restored-{devices}.npz"))
+    want = {name: x for name, x in of(results[0], "trained").items() if name != "read"}
+    assert want.keys() == got.keys()
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+
+
+@pytest.mark.once
+def test_all_take_the_decisions_of_the_leading_process(found):
+    """Its journal, which the others do not see; what it says; and its mistakes."""
+    folder, results = found
+    count = len(results)
+    for mine in results:
+        assert mine["journal"].tolist() == [["a", "1"]]
+        assert mine["agreed"].tolist() == [5, *range(count), 1]
+        rows = [np.arange(3 * i).reshape(-1, 3) + 0.1 + i for i in range(count)]
+        np.testing.assert_array_equal(mine["stacked"], np.concatenate(rows))  # float64 stays what it is
+        assert str(mine["led"]) == "Agreed: not so"
+    for i in range(1, count):
+        assert [path.name for path in (folder / f"own-{i}").rglob("*") if path.is_file()] == []
+
+
+CONFIG = """
+from jvq.config import config
+
+
+def get_config():
+    data = dict(name='npz', dir={folder!r}, calibration=6, batch=12)
+    return config('tiny', 'minmax', weights={weights!r}, data=data, figures=False)
+"""
+
+
+def command(folder, workdir, where, number, index, *more):
+    """One of the processes of a run."""
+    joining = [f"--coordinator={where}", f"--processes={number}", f"--process={index}"]
+    return started(["-m", "jvq.main", f"--config={folder / 'tiny.py'}", f"--workdir={workdir}", *joining, *more])
+
+
+@pytest.fixture(scope="module")
+def run_by_two(tmp_path_factory):
+    """Where two processes have written a report, and what both said."""
+    from jvq.models.weights import Checkpoint, save
+
+    folder, module = tmp_path_factory.mktemp("run"), script()
+    world, pictures = module.World(), module.Pictures()
+    save(Checkpoint(world.model, world.params, module.PREPROCESS.to_dict(), {}), folder / "vit.safetensors")
+    for split in ("train", "test"):
+        np.savez(folder / f"{split}.npz", images=pictures.pixels[..., 0], labels=pictures.labels)
+    weights = str(folder / "vit.safetensors")
+    (folder / "tiny.py").write_text(CONFIG.format(folder=str(folder), weights=weights))
+    where = address()
+    said = ended([command(folder, folder / "out", where, 2, i) for i in range(2)])
+    assert [code for code, _, _ in said] == [0, 0], said[0][2][-3000:] + said[1][2][-3000:]
+    return folder, said
+
+
+@pytest.mark.slow
+def test_a_report_is_written_and_shown_once(run_by_two):
+    folder, ((_, out, _), (_, quiet, _)) = run_by_two
+    report = json.loads((folder / "out" / "report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ["float", "minmax"]
+    assert (report["data"]["images"], report["device"][:3]) == (script().COUNT, "2 x")
+    assert "report: " in out
+    assert [line for line in quiet.splitlines() if not line.startswith("[Gloo]")] == []
+
+
+@pytest.mark.slow
+def test_a_mistake_is_one_line_of_every_process(run_by_two):
+    """The workdir holds a report already."""
+    folder, _ = run_by_two
+    where = address()
+    for code, _, err in ended([command(folder, folder / "out", where, 2, i) for i in range(2)]):
+        assert code == 2
+        assert [line for line in err.splitlines() if line.startswith("jvq:")] == [
+            f"jvq: workdir: {folder / 'out'} already holds a report; use another --workdir, or --overwrite"
+        ]
+
+
+LAST = "jvq: process {i} of {n}: another process has ended, or cannot be reached"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "number", "bound"), [("together", 4, 60), ("alone", 2, 60), ("mistake", 2, 60)]
+)
+def test_where_one_process_ends_the_others_do_within_a_bound(tmp_path, how, number, bound):
+    """At once where they compute together, else after as much silence as was agreed (5 s); each with a last line."""
+    *others, last = together(how, tmp_path, number, seconds=bound + 60)
+    assert last[0] == (2 if how == "mistake" else -signal.SIGKILL)
+    if how == "mistake":
+        assert "jvq: a mistake of its own" in last[2]
+    for i, (code, out, err) in enumerate(others):
+        assert (code, "begun" in out) == (2, True), err
+        assert err.splitlines()[-1].startswith(LAST.format(i=i, n=number)), err
+        if how != "alone":  # there JAX has a page to say first
+            assert len([line for line in err.splitlines() if line.startswith("jvq:")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"processes": 2}, "--coordinator and --process missing: it takes all three"),
+        ({"coordinator": "here", "processes": 2, "process": 0}, "got 'here', must be .*HOST:PORT"),
+        ({"coordinator": "localhost:1", "processes": 2, "process": 2}, "--process: got 2, must be 0 to 1"),
+        ({"coordinator": "localhost:1", "processes": 0, "process": 0}, "--processes: got 0, must be at least 1"),
+    ],
+)
+def test_arguments_that_will_not_do_are_refused(given, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        hosts.joined(**given)
+
+
+def test_a_single_process_asks_nobody(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "KUBERNETES_"))]:
+        monkeypatch.delenv(name)
+    assert hosts.joined() == 1
+    assert hosts.joined("localhost:1", 1, 0) == 1
+    assert (hosts.many(), hosts.leads()) == (False, True)
+    assert (hosts.shared([1]), hosts.agreed("a"), hosts.any_of(False), hosts.share(5)) == ([[1]], "a", False, slice(0, 5))
+    rows = np.ones((2, 3))
+    assert hosts.stacked(rows) is rows
+    with pytest.raises(ValueError, match=re.escape("gloo")), hosts.ending(), hosts.noticing():
+        raise ValueError("gloo")
