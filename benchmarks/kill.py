@@ -2,10 +2,11 @@
 
     python benchmarks/kill.py [--kills=24] [--seed=0] [--only=sweep]
 
-Small runs go through calibration, an allocation sweep, the writing of soft labels, training, and export. Each is
-run once to its end; then ``kill -9`` reaches it at random moments, the same command is started again and killed
-again, three times at most, and at last left alone. Everything in its folder must then be as it was without kills: the report but for
-its times, packed weights, labels, metrics and pictures byte by byte, and no file more. Exit code 1 where it is not.
+Small runs go through calibration, an allocation sweep, the writing of soft labels, training, and export. Each is run
+once to its end; then ``kill -9`` reaches it at random moments, the same command is started again and killed again,
+three times at most, and at last left alone. Everything in its folder must then be as it was without kills: the report
+but for its times, packed weights, labels, metrics and pictures byte by byte, and no file more. Exit code 1 where it is
+not.
 """
 
 import os

@@ -33,14 +33,12 @@ from jvq.core.errors import nearest
 from jvq.mistakes import one_line
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: a name, or the path of a file", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Where report and results go; default: the next free runs/NAME")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; default: the next free runs/NAME")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Write over a report that --workdir already holds")
 RESUME = flags.DEFINE_bool("resume", False, "Go on in --workdir, behind the parts that are reported")
 SITES = flags.DEFINE_bool("sites", False, "List every address with its letters and shape, and stop")
 DRY = flags.DEFINE_bool("dry", False, "Show the resolved plan, and stop")
-COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "Of many processes: HOST:PORT of the first; a cluster's is found"
-)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of many processes")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are")
 PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0")
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from absl import flags
+from PIL import Image
 
 from jvq import deploy
 from jvq.core.calibrate import fresh
@@ -77,7 +78,7 @@ def command(root, tmp_path, monkeypatch, capsys):
 
     Its flags go into a set of their own: those of another command may have their names.
     """
-    for name in ("jvq.data", "jvq.report", "jvq.export.onnx", "jvq.export.stablehlo"):
+    for name in ("jvq.data", "jvq.report", "jvq.export.onnx", "jvq.export.stablehlo", "grain"):
         importlib.import_module(name)  # before absl is another
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -140,12 +141,34 @@ def test_some_of_the_images(command):
     assert rows(command(PACKED, *NPZ, "--images=5")[1])["images"] == "5"
 
 
+def test_images_that_cannot_be_read_are_counted_and_named(command, deployment, tmp_path):
+    images, labels = (np.random.default_rng(5).integers(0, 256, (7, 8, 8), dtype=np.uint8), [0, 0, 1, 1, 2, 2, 2])
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (tmp_path / "set" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "set" / str(label) / f"{i}.png")
+    (tmp_path / "set" / "1" / "3.png").write_text("no image")
+    code, out, _ = command(PACKED, "--data=folder", "--dir=set", "--batch=4")
+    found, good = rows(out), [0, 1, 2, 4, 5, 6]
+    assert (code, found["images"]) == (0, "6")
+    assert found["not readable"].startswith("1, the first: set/1/3.png: not a readable image")
+    made = ((images[good, ..., None] / 255 - 0.5) / 0.25).astype(np.float32)
+    right = np.asarray(jax.jit(deployment.forward)(made)).argmax(axis=1) == np.array(labels)[good]
+    assert found["top-1 %, integers"] == found["top-1 %, fake quantisation"] == f"{100 * right.mean():.2f}"
+    (tmp_path / "none" / "0").mkdir(parents=True)
+    (tmp_path / "none" / "0" / "0.png").write_text("no image")
+    code, _, err = command(PACKED, "--data=folder", "--dir=none")
+    assert code == 2
+    assert err.startswith("jvq: folder: none of its images can be read, the first: none/0/0.png: not a readable")
+
+
 def test_without_labels_or_classes_there_is_no_accuracy(command):
     found = rows(command(PACKED, "--data=npz", "--dir=ROOT/unlabelled.npz")[1])
     assert "decisions that differ" in found
     assert not any("top-1" in name for name in found)
     found = rows(command("ROOT/headless.safetensors", *NPZ)[1])
-    assert [*found] == ["model", "file", "in integers", "images", "images a second"]
+    far = "largest difference from fake quantisation"
+    assert [*found] == ["model", "file", "in integers", "images", "images a second", far]
+    assert float(found[far]) < 1e-4
 
 
 def test_it_writes_what_others_run(command, deployment, tmp_path):

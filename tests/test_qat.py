@@ -114,8 +114,8 @@ def interrupted(row, m, monkeypatch, step=10):
     """A run that ends after so many steps, in the middle of the next."""
     real = qat.train_batches
 
-    def torn(*args):
-        for i, batch in enumerate(real(*args), start=args[-1]):
+    def torn(*args, **where):
+        for i, batch in enumerate(real(*args, **where), start=args[-1]):
             if i == step:
                 raise KeyboardInterrupt
             yield batch
@@ -316,7 +316,7 @@ def two_courses(root, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qat, "run", recorded)
-        patch.setattr(qat, "train_batches", lambda *args: starts.append(args[-1]) or stream(*args))
+        patch.setattr(qat, "train_batches", lambda *a, **k: starts.append(a[-1]) or stream(*a, **k))
         fit = fitting.fitted_row(row, m)
     return row, m, fit, calls, starts
 

@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -11,7 +12,7 @@ from PIL import Image
 from jvq.core import reading
 from jvq.core.errors import nearest
 from jvq.data import index_file
-from jvq.data.index import Paths
+from jvq.data.index import Index, Paths
 from jvq.data.records import CorruptImage, Record
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  #: whatever the name ends in; Pillow hands others to programs
@@ -25,14 +26,20 @@ class ImageFolder:
     labels agree between splits), and its images lie at any depth. Where they lie in ``dir`` itself, every label is -1.
     Raises ``ValueError`` for a folder that is missing, unreadable, empty, without images, or with images in both
     places. Files are read only when asked for: one that cannot be read raises ``CorruptImage`` then. What there is
-    stands in ``index``, of which a large folder's is kept (:mod:`jvq.data.index_file`); memory does not grow with it.
+    stands in ``index``: by default as it is now, or as it was kept for a large folder (:mod:`jvq.data.index_file`).
     """
 
     name = "folder"
 
-    def __init__(self, dir: str | os.PathLike[str]) -> None:
+    def __init__(self, dir: str | os.PathLike[str], index: Index | None = None) -> None:
         self.dir = existing_folder(Path(dir))
-        self.index = index_file.opened(self.dir)
+        self.index = index_file.opened(self.dir) if index is None else index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process maps the file of the index: only one that is not kept is sent whole."""
+        if self.index.file is None:
+            return ImageFolder, (self.dir, self.index)
+        return _again, (self.dir, self.index.file, self.index.digest)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -59,6 +66,10 @@ class ImageFolder:
             if not self.dir.is_dir():  # else every image from here on would count as one that cannot be read
                 raise ValueError(f"source 'folder': {self.dir} is not there any more") from None
             raise
+
+
+def _again(dir: Path, file: Path, digest: int) -> ImageFolder:
+    return ImageFolder(dir, index_file.again(file, digest))
 
 
 def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "y x 3"]:

@@ -7,9 +7,9 @@ A name takes its own bytes and twelve more, in arrays rather than in objects. La
 import os
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
@@ -52,14 +52,6 @@ class Index:
     def folder(self, k: int) -> str:
         """Where folder ``k`` lies, relative to the root, which is the first and is called ""."""
         return _piece(self.folders, self.folder_ends, k)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Another process maps the file: only an index that is not kept is sent whole."""
-        if self.file is None:
-            return Index, tuple(getattr(self, field.name) for field in fields(self))
-        from jvq.data import index_file  # which imports this
-
-        return index_file.again, (self.file, self.digest)
 
 
 def _piece(arena: UInt8[np.ndarray, " bytes"], ends: Int64[np.ndarray, " n"], i: int) -> str:

@@ -44,7 +44,7 @@ class Loader:
     Every batch has ``batch_size`` rows. The rows after the last image, and those of images that cannot be read, are
     zeros with mask False. ``skipped`` has a line for each image that the latest iteration could not read, in order.
     ``workers`` processes read them, or threads where it is 0 (see :func:`jvq.data.workers.processes`): the batches are
-    the same. On a ``mesh`` of several processes each reads the images that its devices are given; the rows of the others
+    the same. On a ``mesh`` of several processes each reads the images that its devices are given; the rows of others
     are zeros, what is said of them (label, mask, a line) is the same everywhere.
     """
 
@@ -161,9 +161,9 @@ def train_batches(
     Augmentation and normalisation are the training step's; ``preprocess``, where given, only resizes and crops, which
     images of different sizes need. The same arguments give the same stream; ``start`` leaves out so many batches of
     it, and ``workers`` processes read it as they do for ``Loader``. On a ``mesh`` of several processes each reads the
-    images that its devices are given, the others are zeros, as are their labels. Raises ``ValueError`` where the images still differ
-    in size or a batch is larger than the source, and ``CorruptImage`` where one cannot be read: training does not go
-    on quietly without it.
+    images that its devices are given, the others are zeros, as are their labels. Raises ``ValueError`` where the images
+    still differ in size or a batch is larger than the source, and ``CorruptImage`` where one cannot be read: training
+    does not go on quietly without it.
     """
     if not 1 <= batch_size <= len(source):
         raise ValueError(f"train_batches: batch_size must be 1 to {len(source)} ('{source.name}'), got {batch_size}")

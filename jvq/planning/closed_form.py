@@ -1,5 +1,6 @@
 """How long phases take, in closed form: of everything that goes on side by side the slowest."""
 
+import math
 from typing import NamedTuple
 
 from jvq.planning.jobs import Phase
@@ -52,13 +53,15 @@ def seconds(pod: Pod, phase: Phase) -> Number:
     """
     t = times(pod, phase)
     waiting = _harmonic(1 if phase.alone else pod.devices)
-    busy = busiest(t, pod) * (1 + pod.assumed.jitter * waiting) + t.staging
-    device = max(busy + t.blocking, FORWARD * busy + t.gradients)
-    step = max(device, t.decoding)
+    busy = busiest(t, pod) * (1 + pod.assumed.jitter * waiting) + t.blocking
+    device = t.staging + max(busy, FORWARD * busy + t.gradients)
+    computing = t.filling * bool(phase.images) + phase.steps * device
+    readers = phase.readers or pod.readers
+    decoding = math.ceil(phase.steps / readers) * t.filling + device if phase.images else 0.0
+    total = max(computing, decoding)
     saves = phase.steps // phase.every if phase.every else 0
-    total = phase.steps * step + (t.filling if phase.images else 0.0)
     if saves:
-        interval = phase.every * step + t.copying
+        interval = phase.every * total / phase.steps + t.copying
         total += saves * t.copying + (saves - 1) * max(0.0, t.copying + t.writing - interval) + t.writing
     return total + phase.programs * pod.assumed.compiling
 

@@ -10,7 +10,7 @@ from jvq.planning.closed_form import FORWARD, Times, busiest, times
 from jvq.planning.jobs import Phase
 from jvq.planning.pods import Number, Pod
 
-SLICES = 12  #: into which a step is cut: between them devices that share a layer's weights wait for each other
+SLICES = 24  #: into which a step is cut: between them devices that share a layer's weights wait for each other
 SPREAD = 0.2  #: deviation of the logarithm of how long a batch takes to decode
 
 

@@ -2,7 +2,9 @@
 
     python tests/distributed/on_processes.py work FOLDER HOST:PORT 2 0 & python ... 2 1
     python tests/distributed/on_processes.py restore FOLDER
-    python tests/distributed/on_processes.py die FOLDER HOST:PORT 2 0 & python ... 2 1
+    python tests/distributed/on_processes.py together FOLDER HOST:PORT 2 0 & python ... 2 1
+
+The processes join before anything is computed, so that they are not those of the test.
 """
 
 import contextlib
@@ -109,7 +111,10 @@ class World:
     def trained(self, mesh, folder=None):
         """Parameters and moments after two steps, also as a checkpoint in the folder."""
         self.pictures.whole = True
-        stream = lambda start: train_batches(self.pictures, 8, 5, 1, start=start, mesh=mesh)
+
+        def stream(start):
+            return train_batches(self.pictures, 8, 5, 1, start=start, mesh=mesh)
+
         keeper = None if folder is None else Keeper(folder, {"test": "processes"}, every=1)
         with contextlib.nullcontext() if keeper is None else contextlib.closing(keeper):
             progress = run(self.objective(), self.params, stream, SCHEDULE, jax.random.key(7), keeper=keeper, mesh=mesh)
@@ -159,8 +164,10 @@ def _refused():
         return f"{type(error).__name__}: {error}"
 
 
-def dying(process, last, how):
+def dying(folder, process, last, how):
     """The last process is killed, or makes a mistake, while the others go on to compute together, or alone."""
+    journal = Journal(folder / f"journal-{process}", "test")
+    journal["a"] = 1
     print(f"begun {hosts.shared(process)}", flush=True)
     if process == last:
         time.sleep(0.5)
@@ -184,4 +191,4 @@ if __name__ == "__main__":
         if what == "work":
             worked(where, index)
         else:
-            dying(index, number - 1, what)
+            dying(where, index, number - 1, what)

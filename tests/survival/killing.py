@@ -209,5 +209,5 @@ def moments(rng: random.Random, count: int, seconds: float) -> list[float]:
 
 def stages(kills: list[str]) -> str:
     """What was going on when a run was killed, most frequent first."""
-    found = Counter(re.sub(r"[\d.,:]+.*| \.\.\.$|\(.*", "", said).strip() or "starting" for said in kills)
+    found = Counter(re.sub(r"[\d.,:(/].*|<.*| \.\.\.$", "", said).strip() or "starting" for said in kills)
     return ", ".join(f"{name} {count}" for name, count in found.most_common())
