@@ -68,7 +68,6 @@ ABOVE_ALL = {
     "bench",
     "deploy",
     "list",
-    "looking",
     "showing",
 }  # "" is jvq/__init__.py
 OUTSIDE_OF_CORE = {"jax", "jaxtyping", "numpy"}  # and the standard library

@@ -52,8 +52,10 @@ def root(tmp_path_factory):
 
 def configured(root, **changes):
     where = {"name": "npz", "dir": str(root), "calibration": 8, "batch": 64}
-    quick = dict(bits=3, epochs=3, batch=24, learning_rate=3e-3, shift=0, save_every=4, bin_strength=1e-3)
-    return typed(config("tiny", "vvtq", weights=str(root / "vit.safetensors"), data=where, figures=False, **{**quick, **changes}))
+    quick = dict(
+        figures=False, bits=3, epochs=3, batch=24, learning_rate=3e-3, shift=0, save_every=4, bin_strength=1e-3
+    )
+    return typed(config("tiny", "vvtq", weights=str(root / "vit.safetensors"), data=where, **{**quick, **changes}))
 
 
 def material(root, workdir, name="vit"):
@@ -288,8 +290,8 @@ def test_checkpoints_of_other_data_are_refused(root, uninterrupted):
 def binary(root, **changes):
     """The typed config of a training at one bit, on the model with two heads."""
     where = {"name": "npz", "dir": str(root), "calibration": 8, "batch": 64}
-    quick = dict(epochs=3, batch=24, learning_rate=3e-3, shift=0, save_every=2)
-    return typed(config("ones", "bivit", weights=str(root / "deit.safetensors"), data=where, figures=False, **quick | changes))
+    quick = dict(figures=False, epochs=3, batch=24, learning_rate=3e-3, shift=0, save_every=2)
+    return typed(config("ones", "bivit", weights=str(root / "deit.safetensors"), data=where, **quick | changes))
 
 
 def in_two_courses(root):

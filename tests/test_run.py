@@ -51,8 +51,8 @@ def root(model, tmp_path_factory):
 def post_training(root, method="igq", data=None, **changes):
     """The typed config of a run on the tiny ViT."""
     where = {"name": "npz", "dir": str(root), "calibration": 8, "batch": 64} | (data or {})
-    quick = QUICK if method == "igq" else {}
-    return typed(config("tiny", method, **{"weights": str(root / "vit.safetensors"), "data": where, "figures": False} | quick | changes))
+    quick = {"figures": False} | (QUICK if method == "igq" else {})
+    return typed(config("tiny", method, **{"weights": str(root / "vit.safetensors"), "data": where} | quick | changes))
 
 
 def supervised(root, model=SPEC, data=None, preprocess=PREPROCESS, **changes):

@@ -46,9 +46,9 @@ def root(tmp_path_factory):
 def cfg(root, **changes):
     data = {"name": "npz", "dir": str(root), "calibration": 8, "batch": 4}
     rows = {"percentile": {"name": "minmax", "range": "percentile", "weight_range": "percentile"}}
-    quick = {"groups": 2, "start": "quantile", "restarts": 1, "mstep": "cover", "weight_range": "max"}
+    quick = {"figures": False, "groups": 2, "start": "quantile", "restarts": 1, "mstep": "cover", "weight_range": "max"}
     weights = str(root / "saliency.safetensors")
-    return typed(config("tiny", "igq", **{"weights": weights, "data": data, "rows": rows, "figures": False} | quick | changes))
+    return typed(config("tiny", "igq", **{"weights": weights, "data": data, "rows": rows} | quick | changes))
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,7 @@ def own_rows(mesh: Mesh | None, count: int) -> np.ndarray:
         return np.ones(count, bool)
     rows = -(-count // parts(mesh)) * parts(mesh)
     mine = np.zeros(rows, bool)
-    for (index,) in NamedSharding(mesh, P(DATA)).addressable_devices_indices_map((rows,)).values():
+    for index in NamedSharding(mesh, P(DATA)).addressable_devices_indices_map((rows,)).values():
         mine[index] = True
     return mine[:count]
 

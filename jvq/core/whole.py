@@ -44,8 +44,8 @@ def whole_dot(plan: Mapping[str, Quantizer], qstate: Mapping[str, State], inner:
         found = []
         for (role, x), axis in zip(operands.items(), letters, strict=True):
             quantizer = plan.get(f"{site}.{role}")
-            if isinstance(x, Packed) and x.bits <= WIDEST:
-                found.append(_whole(x.codes(), None, axis, out))
+            if isinstance(x, Packed):
+                found.append(_whole(x.codes(), None, axis, out) if x.bits <= WIDEST else None)
             elif quantizer is not None and quantizer.bits <= WIDEST:
                 found.append(_whole(quantizer.encode(qstate[f"{site}.{role}"], x, axis), quantizer, axis, out))
             else:

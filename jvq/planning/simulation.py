@@ -11,7 +11,7 @@ from jvq.planning.jobs import Phase
 from jvq.planning.pods import Number, Pod
 
 SLICES = 24  #: into which a step is cut: between them devices that share a layer's weights wait for each other
-SPREAD = 0.2  #: deviation of the logarithm of how long a batch takes to decode
+SPREAD = 0.05  #: deviation of the logarithm of how long a batch takes to decode
 
 
 def simulated(pod: Pod, phase: Phase, seed: int = 0) -> Number:
