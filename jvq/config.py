@@ -28,10 +28,12 @@ class Data:
     calibration: int = 32  # images, drawn by the seed
     images: int | None = None  # evaluate only the first so many
     batch: int = 250  # images evaluated at once; never changes a result
+    workers: int = 0  # processes that read images; 0: threads, -1: as the cores ask; never changes a result
 
     def __post_init__(self) -> None:
         for name in ("calibration", "images", "batch"):
             _least(1, f"data.{name}", getattr(self, name))
+        _least(-1, "data.workers", self.workers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,7 +72,7 @@ def _needing(cfg: Run) -> Iterator[None]:
 def loader_of(cfg: Run, source: Source, preprocess: Preprocess) -> Loader:
     """The images that are evaluated, in batches: the source's first, as many as the config says."""
     count = len(source) if cfg.data.images is None else min(cfg.data.images, len(source))
-    return Loader(source, preprocess, min(cfg.data.batch, count), np.arange(count), mesh=devices(cfg))
+    return Loader(source, preprocess, min(cfg.data.batch, count), np.arange(count), cfg.data.workers, devices(cfg))
 
 
 def fits(source: Source, model: Model, preprocess: Preprocess, training: bool = False) -> None:
@@ -81,10 +81,10 @@ def fits(source: Source, model: Model, preprocess: Preprocess, training: bool = 
         made = (*preprocess.size, preprocess.channels)
         raise ValueError(f"preprocess: makes images of {made} (y, x, channels), the model takes {model.image}")
     classes, labels = model.spec.classes, getattr(source, "labels", None)
-    highest = max(len(source.classes), int(max(labels, default=-1)) + 1 if labels is not None else 0)
+    highest = max(len(source.classes), int(np.max(labels, initial=-1)) + 1 if labels is not None else 0)
     if highest > classes:
         raise ValueError(f"data: {source.name} has labels of {highest} classes, the model's head has {classes}")
-    if training and labels is not None and min(labels) < 0:
+    if training and labels is not None and np.min(labels) < 0:
         raise ValueError(f"data: {source.name} has images without a label, which training needs")
 
 

@@ -55,7 +55,7 @@ def trained(row: Row, fit: Fitted, material: Material) -> Fitted:
     if teacher is not None and method.beside(options) and (seen := method.watched(options, known)):
         _compare(seen, known, teacher)
     labels = _labels(options, source, m.preprocess, teacher, folder, m.console, student.model.spec.classes)
-    lesson = Lesson(row, known, source, held, m.preprocess, teacher, labels, m.console, m.mesh)
+    lesson = Lesson(row, known, source, held, m.preprocess, teacher, labels, m.console, m.mesh, m.workers)
     params, states, done, courses = student.params, fit.qstate, 0, {}
     for i, course in enumerate(method.courses(options, row.plan, known)):
         if i:
@@ -86,15 +86,16 @@ class Lesson(NamedTuple):
     labels: SoftLabels | None
     console: Console
     mesh: Mesh | None
+    workers: int
 
 
 def _taken(
     lesson: Lesson, course: Course, student: Checkpoint, states: Any, folder: Path, done: int, number: int
 ) -> tuple[Any, dict[str, Any]]:
     """What is trained at the end of a course that follows ``done`` steps of others, and what there is to say of it."""
-    row, known, source, held, preprocess, teacher, labels, console, mesh = lesson
+    row, known, source, held, preprocess, teacher, labels, console, mesh, workers = lesson
     options, method, model, plan = row.options, row.method, student.model, course.plan
-    schedule, batches, prepare = _stream(options, source, preprocess, labels, mesh)
+    schedule, batches, prepare = _stream(options, source, preprocess, labels, mesh, workers)
     begun = round(course.begin * schedule.steps)
     schedule = dataclasses.replace(schedule, steps=round(course.end * schedule.steps) - begun)
     begin = {"params": student.params, "q": states}
@@ -198,7 +199,7 @@ def _curves(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _stream(
-    options: Any, source: Source, preprocess: Preprocess, labels: SoftLabels | None, mesh: Mesh | None
+    options: Any, source: Source, preprocess: Preprocess, labels: SoftLabels | None, mesh: Mesh | None, workers: int
 ) -> tuple[Schedule, Batches, tapes.Prepare]:
     """The schedule, the batches from any step on, and what prepares them inside the step."""
     epochs, steps = options.epochs, options.steps
@@ -213,9 +214,10 @@ def _stream(
     epochs = max(epochs, -(-schedule.steps // max(len(source) // options.batch, 1)))
     plain = isinstance(source, Gathers) and preprocess.is_arithmetic(source[0]["image"].shape)
     crop = None if plain else preprocess
+    where: Any = {"workers": workers, "mesh": mesh}
     return (
         schedule,
-        lambda start: train_batches(source, options.batch, options.seed, epochs, crop, start, mesh=mesh),
+        lambda start: train_batches(source, options.batch, options.seed, epochs, crop, start, **where),
         preparation(preprocess, options.shift),
     )
 

@@ -51,7 +51,8 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     task, outputs = task_of(checkpoint.model), {"float": reference}
     batch = jnp.asarray(next(iter(whole(loader)))["image"])
     fits: dict[str, tuple[Row, Fitted]] = {}
-    material = Material(checkpoint, known, drawn.images, train, loader.preprocess, workdir, console, mesh)
+    images = drawn.images, train, loader.preprocess
+    material = Material(checkpoint, known, *images, workdir, console, mesh, cfg.data.workers)
     for row in compared:
         with stages.stage("fit"):
             console.say(f"{row.name}: fitting {len(row.plan)} quantisers on {len(drawn.images)} images")

@@ -81,6 +81,7 @@ class Material(NamedTuple):
     workdir: Path
     console: Console
     mesh: Mesh | None = None  # None: one device
+    workers: int = 0  # processes that read images; 0: threads
 
 
 def plans(cfg: Run, checkpoint: Checkpoint) -> tuple[Sites, list[Row]]:

@@ -45,8 +45,10 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         images = getattr(train, "images", None)  # in memory: gathered as they are where nothing has to be resized
         crop = None if images is not None and preprocess.is_arithmetic(images.shape[1:]) else preprocess
 
+        where: Any = {"workers": cfg.data.workers, "mesh": mesh}
+
         def batches(start: int) -> Any:
-            return train_batches(train, options.batch, cfg.seed, options.epochs, crop, start, mesh=mesh)
+            return train_batches(train, options.batch, cfg.seed, options.epochs, crop, start, **where)
 
         batches(0)  # a batch beyond the data is an error now, before anything is written
     steps = options.schedule(len(train)).steps

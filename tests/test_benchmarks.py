@@ -47,3 +47,11 @@ def test_reading_labels_is_measured_beside_a_training_step():
 @pytest.mark.slow
 def test_products_of_one_bit_are_measured_beside_float_ones():
     assert re.search(r"float / packed = [\d.]+", ran("binary_matmul.py", "--rounds=1", "--calls=1"))
+
+
+@pytest.mark.slow
+def test_input_is_measured_beside_a_model():
+    said = ran("input.py", "--images=3000", "--model=Ti/16", "--read=80", "--batch=8", "--rounds=1", "--workers=1")
+    assert re.search(
+        r"in int8: [\d.]+ images/s.*\n +read / computed = [\d.]+ in 4 threads, [\d.]+ in 1 processes", said
+    )

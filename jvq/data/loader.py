@@ -17,9 +17,9 @@ from jvq.core.calibrate import Track, silent
 from jvq.core.mesh import own_rows
 from jvq.data.records import CorruptImage, Gathers, Records, Some, Source
 from jvq.data.transforms import Preprocess
-from jvq.data.workers import THREADS, ahead, processes
+from jvq.data.workers import ahead, processes
 
-__all__ = ["THREADS", "Batch", "Loader", "Sample", "batches", "sample", "train_batches"]
+__all__ = ["Batch", "Loader", "Sample", "batches", "sample", "train_batches"]
 
 
 class Batch(TypedDict):

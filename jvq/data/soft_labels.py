@@ -27,9 +27,9 @@ from jvq.core.calibrate import Track, silent
 from jvq.core.errors import nearest
 from jvq.data import label_folder
 from jvq.data.crops import CropPolicy, cut
-from jvq.data.loader import THREADS
 from jvq.data.records import Source
 from jvq.data.transforms import Preprocess
+from jvq.data.workers import THREADS
 
 LOOKED_AT = 16  # images that stand for all when a folder is opened
 OPEN = 256  # shards mapped at once: each holds a file descriptor, of which a process often has 1024
