@@ -9,9 +9,9 @@ Top-1 of the ViT by --config.widths=W8A8,W6A6,W4A4,W3A3 (four minutes), seed 0; 
 at 4 bits, 0.0034 at 3:
 
     bits        8       6       4       3
-    minmax    0.9111  0.9085  0.8591  0.6383
-    igq       0.9112  0.9106  0.8960  0.8681
-    upper     0.9107  0.9102  0.9034  0.8735
+    minmax    0.9112  0.9085  0.8588  0.6384
+    igq       0.9113  0.9102  0.8941  0.8687
+    upper     0.9111  0.9099  0.9033  0.8738
 """
 
 from jvq.config import config
