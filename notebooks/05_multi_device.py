@@ -13,24 +13,24 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jvq-project/jvq/blob/main/notebooks/05_multi_device.ipynb)
 #
-# You will calibrate a 4-bit Vision Transformer on one, two and eight devices and see that the states are the same to
-# the last bit, train it for two dozen steps on all of them, and split wide weights between devices. It runs as it is
-# on a TPU slice or on several GPUs. Where there is no accelerator, a CPU is made to look like eight devices: they share
-# its cores, so nothing here is about speed.
+# You will see a 4-bit Vision Transformer calibrated on one, two and eight devices, with states that are the same to the
+# last bit, train it for two dozen steps on all of them, and split wide weights between devices. Nothing in it names a
+# platform, so that it is meant for TPU slices and several GPUs too (it was tried on simulated devices alone). Where
+# there is no accelerator, a CPU is made to look like eight devices: they share its cores, so nothing here is about speed.
 
 # %%
-import glob
-import os
-
-if not any(glob.glob(f"/dev/{kind}") for kind in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*")):  # no accelerator
-    # before JAX starts, which reads it
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-
 try:
     import jvq
 except ImportError:  # in Colab
     # %pip install -q git+https://github.com/jvq-project/jvq
     import jvq
+
+import glob
+import os
+
+if not any(glob.glob(f"/dev/{kind}") for kind in ("nvidia[0-9]*", "accel*", "vfio/[0-9]*")):  # no accelerator
+    # before JAX looks for devices, when it reads it
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ STEPS = 4 if FAST else 24
 NUMBERS = [n for n in (1, 2, 8) if n <= jax.device_count()]
 
 plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9})
-print(f"{jax.device_count()} devices: {jax.devices()[0].platform}")
+print("running on", jax.devices())
 
 # %% [markdown]
 # ## 1. A mesh

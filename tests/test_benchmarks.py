@@ -55,3 +55,8 @@ def test_input_is_measured_beside_a_model():
     assert re.search(
         r"in int8: [\d.]+ images/s.*\n +read / computed = [\d.]+ in 4 threads, [\d.]+ in 1 processes", said
     )
+
+
+@pytest.mark.slow
+def test_a_plan_is_printed():
+    assert re.search(r"simulated / closed form [\d.]+", ran("scale.py", "--model=vit_s", "--images=32"))

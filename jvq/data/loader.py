@@ -225,7 +225,7 @@ def _prepared(source: Source, row: int, prepare: Callable[[np.ndarray], np.ndarr
     """The image at ``row`` after ``prepare``, and its label. ``CorruptImage``, whoever refuses it, names it."""
     record = source[row]
     try:
-        return prepare(record["image"]), record["label"]
+        return prepare(record["image"]), int(record["label"])
     except CorruptImage as error:  # which has seen the pixels only
         raise CorruptImage(f"{_place(source, row)}: {error}") from None
 

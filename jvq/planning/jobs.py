@@ -196,7 +196,7 @@ def searching(job: Job, w: Workload, pod: Pod) -> list[Phase]:
         held={"parameters": _lying(w, pod), "activations": _working(w, pod, batch)},
         hosted=2.0 * MEMORY,
     )
-    total = dict.fromkeys(("steps", "flops", "ops", "traffic", "staged"), 0.0)
+    total: dict[str, Any] = dict.fromkeys(("steps", "flops", "ops", "traffic", "staged"), 0.0)
     most = 0.0
     for p in w.products:
         size = min(job.images, max(batch, MEMORY // 8 // max(1, p.captured)))
@@ -209,13 +209,13 @@ def searching(job: Job, w: Workload, pod: Pod) -> list[Phase]:
         total["staged"] += (looks - scores) * chunks * size * p.captured
         most = max(most, size * p.captured + 4 * FLOAT * size * p.share * p.out)
     steps = max(1, round(total.pop("steps")))
-    each = {name: value / steps for name, value in total.items()}
+    each: dict[str, Any] = {name: value / steps for name, value in total.items()}
     score = Phase("search", steps, **each, programs=12, held={"chunk": most, "weights": 4.0 * FLOAT * w.params / 40})
     bias = Phase("biases", 2 * rounds, **_forward(w, pod, batch), programs=2, held=capture.held)
     return [capture, score, bias]
 
 
-def _scored(p: Any, size: int, w: Workload, options: Any) -> dict[str, Number]:
+def _scored(p: Any, size: int, w: Workload, options: Any) -> dict[str, Any]:
     """One call that scores all candidates of one interval on ``size`` images."""
     tried = options.steps + 1
     out, left = size * p.share * p.out, size * p.share * p.left
@@ -295,7 +295,7 @@ def evaluating(job: Job, w: Workload, pod: Pod, batch: int = 128) -> Phase:
     return Phase("evaluate", steps, **forward, staged=each * FLOAT * w.pixels, programs=2, images=batch, held=held)
 
 
-def _forward(w: Workload, pod: Pod, batch: Number) -> dict[str, Number]:
+def _forward(w: Workload, pod: Pod, batch: Number) -> dict[str, Any]:
     """A pass of ``batch`` images. In parts along ``model`` a block adds up its two outputs over these devices."""
     exchange = 2 * (1 - 1 / pod.model) * batch * FLOAT * w.stream
     return {

@@ -58,7 +58,7 @@ def test_an_interrupted_save_leaves_the_old_deployment(where, folder, deployment
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
-    target = {"arrays": (packed_folder, "_nested"), "header": (packed_folder.Path, "write_text")}[where]
+    target = {"arrays": (packed_folder, "_nested"), "header": (packed_folder.files, "replace")}[where]
     with monkeypatch.context() as patch:
         patch.setattr(*target, killed)
         with pytest.raises(KeyboardInterrupt):

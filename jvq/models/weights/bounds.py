@@ -25,6 +25,9 @@ def built(architecture: Any, fields: Any, where: str) -> Model:
     """The model of fields out of a file. ``ValueError``: an unknown name, a wrong type, more than can be meant."""
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         return build(str(architecture), {})  # says which there are
+    known = {f.name for f in dataclasses.fields(ARCHITECTURES[architecture][0])}
+    if isinstance(fields, Mapping) and (unknown := [name for name in fields if name not in known]):
+        return build(architecture, {unknown[0]: None})  # says which there are
     fields = checked(ARCHITECTURES[architecture][0], fields, f"the Spec of '{architecture}'")
     said = {f.name: f.default for f in dataclasses.fields(ARCHITECTURES[architecture][0])} | fields
     for name, value in said.items():

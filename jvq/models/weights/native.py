@@ -81,7 +81,8 @@ def load(path: Path) -> Checkpoint:
             text = f.metadata() or {}
             if text.get("format") != json.dumps(FORMAT):  # others' safetensors say "pt" there, which is no JSON
                 raise ValueError(f"weights: {path} is not a float checkpoint of jvq (format: {text.get('format')})")
-            header = {name: reading.json_value(x, f"weights: {path}: '{name}' is not JSON") for name, x in text.items()}
+            bad = f"weights: {path} cannot be read as jvq safetensors: '{{}}' is not JSON"
+            header = {name: reading.json_value(x, bad.format(name)) for name, x in text.items()}
             lacking = [name for name in HEADER if name not in header]
             if lacking:
                 raise ValueError(f"weights: {path} lacks {', '.join(lacking)} in its header")
