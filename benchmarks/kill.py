@@ -25,7 +25,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jvq" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import killing  # noqa: E402  (after the path)
+import killing  # noqa: E402  # pyright: ignore[reportMissingImports]  (after the path, in tests/survival)
 
 FLAGS = flags.FLAGS
 if __name__ == "__main__":

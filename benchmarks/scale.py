@@ -45,7 +45,7 @@ flags.DEFINE_integer("parts", 0, "devices that wide weights lie on; 0: as many a
 flags.DEFINE_integer("images", 1000, "of calibration", lower_bound=1)
 flags.DEFINE_integer("epochs", 300, "of training", lower_bound=1)
 flags.DEFINE_integer("batch", 1024, "of training", lower_bound=1)
-flags.DEFINE_bool("sharded", False, "every host decodes its part of a batch, not all of it")
+flags.DEFINE_bool("sharded", True, "every host decodes its part of a batch, not all of it")
 
 
 def main(argv: list[str]) -> None:

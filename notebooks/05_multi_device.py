@@ -16,7 +16,7 @@
 # You will see a 4-bit Vision Transformer calibrated on one, two and eight devices, with states that are the same to the
 # last bit, train it for two dozen steps on all of them, and split wide weights between devices. Nothing in it names a
 # platform, so that it is meant for TPU slices and several GPUs too (it was tried on simulated devices alone). Where
-# there is no accelerator, a CPU is made to look like eight devices: they share its cores, so nothing here is about speed.
+# there is no accelerator, a CPU is made to look like eight devices, which share its cores: nothing here is about speed.
 
 # %%
 try:

@@ -17,6 +17,8 @@ from jvq.bench.variants import BASE, VARIANTS, chosen
 from jvq.integer import Rows, ways
 from jvq.models import build
 
+pytestmark = pytest.mark.once
+
 ONCE = {"models": ["tiny"], "batches": ["1"], "rounds": 1, "threads": 0, "memory": False}
 
 

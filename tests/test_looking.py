@@ -21,6 +21,8 @@ from jvq.models.weights import Checkpoint
 from jvq.quantizers import Dynamic, Grouped, Learned, Signs, Ternary, Uniform
 from jvq.rows import Row
 
+pytestmark = pytest.mark.once
+
 SPEC = {"image": (8, 8), "channels": 1, "patch": 4, "dim": 16, "depth": 1, "heads": 2, "mlp_ratio": 1.0, "classes": 3}
 PREPROCESS = {"size": [8, 8], "resize": None, "interpolation": "bicubic", "mean": [0.5], "std": [0.25]}
 GROUPED = "block00/mlp/fc1.x"

@@ -21,6 +21,8 @@ from jvq.models import build
 from jvq.planning import Assumed, Chip, Job, Phase, Pod, demand, jobs
 from jvq.train import Objective, beginning
 
+pytestmark = pytest.mark.once
+
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 TINY = {"dim": 16, "depth": 4, "heads": 2, "image": (16, 16), "patch": 4, "classes": 5}  # 17 tokens
 BARE = Assumed(1.0, 1.0, 1.0, 1.0, 10.0, 0.0, 2.0, 1, 0.0, 4.0, True, 0.0)

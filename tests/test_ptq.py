@@ -8,6 +8,8 @@ import pytest
 import jvq
 from jvq.export import load, save
 
+pytestmark = pytest.mark.once
+
 SPEC = {"image": (8, 8), "channels": 1, "patch": 4, "dim": 16, "depth": 1, "heads": 2, "classes": 3}
 PREPROCESS = {"size": [8, 8], "resize": None, "interpolation": "bicubic", "mean": [0.5], "std": [0.25]}
 

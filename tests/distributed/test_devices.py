@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("on_devices.py")
 SECONDS = 900

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from . import mutations, targets, trial
 
+pytestmark = pytest.mark.once
+
 COUNT = 100  #: inputs of a quick loader
 
 

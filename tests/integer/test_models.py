@@ -20,6 +20,8 @@ from jvq.data import Preprocess, open_source, sample
 from jvq.integer import integer_dot, prepared, ways
 from jvq.methods import METHODS
 
+pytestmark = pytest.mark.once
+
 MODELS = ("fashion_vit", "fashion_deit", "fashion_swin")
 ROWS = {  # method, its options, how linear products are computed
     "minmax 8": ("minmax", {"bits": 8}, {"int8"}),
@@ -71,7 +73,7 @@ def agree(model, name, count):
     return fake, integer
 
 
-@pytest.mark.parametrize("name", ["minmax 8", pytest.param("igq 4", marks=pytest.mark.once), "igq 4 ladder", "bivit 1"])
+@pytest.mark.parametrize("name", ["minmax 8", "igq 4", "igq 4 ladder", "bivit 1"])
 def test_the_vit_decides_the_same(name):
     agree("fashion_vit", name, 250)
 

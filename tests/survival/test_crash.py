@@ -11,6 +11,8 @@ from jvq import main, quantizing, run
 from jvq.config import typed
 from jvq.report import Console
 
+pytestmark = pytest.mark.once
+
 ROWS = {"rows": {"six": {"name": "minmax", "bits": 6}}}
 PLACES = {  # which file it is, and what is then not to be done again
     "the first evaluation": ("unfinished/", 1, ()),

@@ -16,6 +16,8 @@ from jvq.config import config, typed
 from jvq.data import ImageFolder, Loader, Preprocess
 from jvq.report import Console, claim
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def disk(tmp_path):

@@ -6,6 +6,8 @@ import signal
 import killing
 import pytest
 
+pytestmark = pytest.mark.once
+
 MOST = 4  #: kills of one run in the long version
 
 
