@@ -34,7 +34,8 @@ def ran(capsys, **changes):
     return capsys.readouterr().out
 
 
-def test_one_command_shows_every_variant_and_writes_the_numbers(flags, capsys, tmp_path):
+def test_one_command_shows_every_variant_and_writes_the_numbers(flags, capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     said = ran(capsys, out=str(tmp_path / "bench.json"))
     report = json.loads((tmp_path / "bench.json").read_text())
     assert [r["variant"] for r in report["rows"]] == [v.name for v in VARIANTS]

@@ -125,7 +125,7 @@ def test_a_run_has_every_figure_whole_and_the_same_again(
     assert sorted(files) == sorted(f"figures/{p.name}" for p in (folder / "figures").iterdir())
     for figure in once:
         content = (folder / figure["file"]).read_bytes()
-        assert content == (tmp_path / figure["file"]).read_bytes()
+        assert content == (tmp_path / figure["file"]).read_bytes(), figure["file"]
         assert ElementTree.fromstring(content).tag.endswith("svg")
         assert figure["title"]
         assert figure["caption"].endswith(".")

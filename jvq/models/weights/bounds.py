@@ -25,9 +25,6 @@ def built(architecture: Any, fields: Any, where: str) -> Model:
     """The model of fields out of a file. ``ValueError``: an unknown name, a wrong type, more than can be meant."""
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         return build(str(architecture), {})  # says which there are
-    known = {f.name for f in dataclasses.fields(ARCHITECTURES[architecture][0])}
-    if isinstance(fields, Mapping) and (unknown := [name for name in fields if name not in known]):
-        return build(architecture, {unknown[0]: None})  # says which there are
     fields = checked(ARCHITECTURES[architecture][0], fields, f"the Spec of '{architecture}'")
     said = {f.name: f.default for f in dataclasses.fields(ARCHITECTURES[architecture][0])} | fields
     for name, value in said.items():
@@ -55,6 +52,16 @@ def built(architecture: Any, fields: Any, where: str) -> Model:
     if max(y, x) // said["patch"] < 1 or min(y, x) < 1:
         raise ValueError(f"{where}: images of {y}x{x} pixels have no patch of {said['patch']}")
     return build(architecture, fields)
+
+
+def asked(architecture: Any, fields: Mapping[str, Any], where: str) -> Model:
+    """The same where the fields are also what a user asks for: one that is not known is an option that is not there."""
+    if architecture in ARCHITECTURES:
+        known = {f.name for f in dataclasses.fields(ARCHITECTURES[architecture][0])}
+        for name in fields:
+            if name not in known:
+                return build(architecture, {name: None})  # says which there are
+    return built(architecture, fields, where)
 
 
 def numbers(value: Any) -> tuple[Any, ...]:

@@ -94,7 +94,7 @@ def load(path: Path) -> Checkpoint:
             arrays = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"weights: {path} cannot be read as jvq safetensors: {error}") from None
-    model = bounds.built(header["architecture"], header["spec"], f"weights: {path}")
+    model = bounds.asked(header["architecture"], header["spec"], f"weights: {path}")
     params = fitted(arrays, model, str(path))
     return Checkpoint(model, params, header["preprocess"], header["notes"])
 

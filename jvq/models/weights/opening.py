@@ -95,7 +95,7 @@ def _foreign(path: Path, asked: dict[str, Any]) -> Checkpoint:
         fields |= {"classes": classes} | ({} if classes or table.architecture == "swin" else {"representation": 0})
         kept = {name: x for name, x in file.arrays.items() if name.split("/")[0] not in gone}
         file = dataclasses.replace(file, arrays=kept)
-    model = bounds.built(table.architecture, fields, f"weights: {path}")
+    model = bounds.asked(table.architecture, fields, f"weights: {path}")
     params = native.parameters(spec.closed(file, model, fresh), str(path))
     before = beside.read(folder, "preprocessor_config.json")
     preprocess, notes["preprocess"] = beside.preprocess(model, path, table.format, (config, before))
