@@ -50,20 +50,25 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Any]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    # the salt makes ids repeatable, and the name in it tells figures apart that stand in one page
+    # the salt makes ids repeatable but for places that are not: see lean
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"jvq {path.name}"}):
         made = Figure((width, height), layout="constrained")
         FigureCanvasSVG(made)
         yield made
         with files.replacing(path) as part:
             made.savefig(part, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-            part.write_text(lean(part.read_text("utf-8")), "utf-8")
+            part.write_text(lean(part.read_text("utf-8"), path.stem), "utf-8")
 
 
-def lean(text: str) -> str:
-    """The SVG without the names that nothing refers to (``axes_1``): figures of one page would share them."""
-    wanted = {*re.findall(r'(?:href="#|url\(#)([^")]+)', text)}
-    return re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in wanted else "", text)
+def lean(text: str, stem: str) -> str:
+    """The SVG with names only for what is referred to, numbered behind ``stem``: figures of one page share none.
+
+    matplotlib's own are hashes of places, whose last digit the layout's solver does not give twice.
+    """
+    wanted = dict.fromkeys(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    number = {name: f"{stem}-{i}" for i, name in enumerate(wanted)}
+    text = re.sub(r' id="([^"]*)"', lambda found: f' id="{number[found[1]]}"' if found[1] in number else "", text)
+    return re.sub(r'(href="#|url\(#)([^")]+)', lambda found: found[1] + number[found[2]], text)
 
 
 def spread(places: list[float], gap: float, low: float, high: float) -> list[float]:
