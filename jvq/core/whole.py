@@ -19,7 +19,7 @@ from jvq.core.fixed_point import fixed_point, joined
 from jvq.core.packed import Packed
 from jvq.core.quantizer import Codes, Quantizer, State
 
-WIDEST = 8  #: bits of a code that integer inference multiplies; wider ones are left to float
+WIDEST = 8  #: bits of a code that integers multiply, here and in the kernels; wider ones are left to float
 
 
 class Whole(NamedTuple):

@@ -12,8 +12,9 @@ from jvq.core.dot import Dot, packed_dot, quantized
 from jvq.core.packed import Encoded
 from jvq.core.quantizer import Codes, Quantizer, State
 from jvq.core.recipe import Forward
+from jvq.core.whole import WIDEST
 from jvq.integer.groups import group_product, grouped
-from jvq.integer.rows import WIDEST, Form, Integers, Rows
+from jvq.integer.rows import Form, Integers, Rows
 from jvq.kernels.binary_matmul import binary_matmul, pack_words, unpack_words
 from jvq.kernels.int8_matmul import int8_matmul
 from jvq.kernels.packed_matmul import packed_matmul

@@ -14,6 +14,7 @@ from jvq.core.errors import nearest
 from jvq.core.packed import Encoded, Packed, is_encoded, sized
 from jvq.core.quantizer import Codes
 from jvq.core.recipe import Operand, Sites, path_of
+from jvq.core.whole import WIDEST
 from jvq.kernels.binary_matmul import pack_words, unpack_words
 from jvq.kernels.packed_matmul import pack_rows, unpack_rows
 
@@ -24,7 +25,6 @@ WEIGHTS: tuple[Weights, ...] = ("fast", "small")
 FITS = 127  #: the greatest int8
 SHIFT = 128  #: what is taken off codes of 8 bits to make them int8
 PACKED = (2, 3, 4)  #: bits of weights that may stay packed
-WIDEST = 8  #: bits of a code that the kernels multiply
 
 
 @partial(
