@@ -12,6 +12,12 @@ from pathlib import Path
 PART = ".part"  #: at the end of the temporary name
 
 
+def cache() -> Path:
+    """The folder of everything that can be had again."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("JVQ_CACHE") or Path(base) / "jvq").expanduser()
+
+
 @contextlib.contextmanager
 def replacing(path: Path, what: str = "") -> Iterator[Path]:
     """The path of a temporary file, for the block to write, that takes the place of ``path`` when the block ends.

@@ -46,19 +46,13 @@ def opened(root: Path) -> Index:
     ``ValueError`` as of :func:`jvq.data.index.scan`. A cache that cannot be written to only costs time and memory.
     """
     real = os.path.realpath(root)
-    file = cache() / "folders" / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.index"
+    file = files.cache() / "folders" / f"{hashlib.sha256(os.fsencode(real)).hexdigest()[:32]}.index"
     kept = _read(file)
     if kept is not None and kept[0] == real and unchanged(kept[1], root):
         return kept[1]
     began = time.time_ns()
     found = index.scan(root)
     return found if len(found) < LEAST else _keep(found, file, real, began)
-
-
-def cache() -> Path:
-    """The folder of everything that can be had again."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("JVQ_CACHE") or Path(base) / "jvq").expanduser()
 
 
 def unchanged(kept: Index, root: Path) -> bool:

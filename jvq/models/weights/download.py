@@ -97,10 +97,7 @@ def fetch(
 
 def folder_of(remote: Remote, cache: Path | None = None) -> Path:
     """Where the remote's files are, or would be."""
-    if cache is None:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        cache = Path(os.environ.get("JVQ_CACHE") or Path(base) / "jvq").expanduser()
-    return cache / "weights" / remote.folder
+    return (files.cache() if cache is None else cache) / "weights" / remote.folder
 
 
 def complete(remote: Remote, folder: Path) -> bool:
