@@ -53,7 +53,11 @@ class Keeper:
             raise ValueError(f"checkpoints in {self.folder} cannot be read: {reading.line(error)}") from error
 
     def save(self, step: int, tree: Any, score: float | None = None) -> None:
-        """Keeps ``tree`` as it is at ``step``; returns as soon as the arrays are copied."""
+        """Keeps ``tree`` as it is at ``step``; returns as soon as the arrays are copied.
+
+        ``ValueError``: it cannot be written, or the folder was taken away, with what lies beside; orbax would make it.
+        """
+        self._there()
         metrics = None if score is None else {"score": float(score)}
         with self._writing():
             self.manager.save(step, args=self.args.StandardSave(tree), metrics=metrics)
@@ -92,9 +96,14 @@ class Keeper:
         try:
             yield
         except Exception as error:  # a full disk is an OSError, or one of tensorstore's own with a page of text
+            self._there()
             known = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
             why = next((words for words in known if words in str(error)), reading.line(error))
             raise ValueError(f"checkpoints: {self.folder} cannot be written: {why}") from error
+
+    def _there(self) -> None:
+        if not (self.folder / ABOUT).exists():
+            raise ValueError(f"checkpoints: {self.folder} is not there any more")
 
     def close(self) -> None:
         """Ends the threads that write."""
@@ -113,7 +122,9 @@ def _sharding(x: Any) -> Any:
 def _claim(folder: Path, about: Mapping[str, Any]) -> None:
     """Writes what the checkpoints are of; where there are some, compares. ``ValueError``: they are of another run."""
     path, wanted = folder / ABOUT, json.loads(json.dumps(about))
-    if path.exists() and any(step.name.isdigit() for step in (folder / STEPS).glob("*")):
+    if any(step.name.isdigit() for step in (folder / STEPS).glob("*")):
+        if not path.exists():
+            raise ValueError(f"checkpoints in {folder}: no {ABOUT} says what they are of; delete them")
         stored = reading.json_value(path.read_bytes(), f"checkpoints in {folder}: {ABOUT} is not JSON")
         changed = differences(stored, wanted)
         if changed:

@@ -4,6 +4,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
+
+ECHO = "Event loop is closed"  #: to whoever is late; what failed is said by itself
 
 
 @contextlib.contextmanager
@@ -19,3 +22,14 @@ def one_line(*kinds: type[Exception], text: Callable[[Exception], str] = str) ->
             raise
         print(f"jvq: {' '.join(text(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+def without_echoes(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    """``sys.unraisablehook`` without what threads of orbax say, a page, when another file of theirs has failed."""
+
+    def heard(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == ECHO):
+            hook(unraisable)
+
+    return heard

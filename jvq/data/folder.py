@@ -63,9 +63,19 @@ class ImageFolder:
         try:
             return {"image": read_image(self.paths[i]), "label": int(self.labels[i])}
         except CorruptImage:
-            if not self.dir.is_dir():  # else every image from here on would count as one that cannot be read
-                raise ValueError(f"source 'folder': {self.dir} is not there any more") from None
+            for folder in (self.dir, Path(self.paths[i]).parent):
+                if not _holds_anything(folder):  # else every image from here on would count as one that cannot be read
+                    raise ValueError(f"source 'folder': {folder} is not there any more, or empty") from None
             raise
+
+
+def _holds_anything(folder: Path) -> bool:
+    """Whether there is a folder with something in it; where a disk was taken away, its folder may be there, empty."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(True for _ in entries)
+    except OSError:
+        return False
 
 
 def _again(dir: Path, file: Path, digest: int) -> ImageFolder:

@@ -5,6 +5,7 @@ one to the model, and what is done under the lock is then done by several. A bat
 (``/dev/shm``); of each worker up to three are under way.
 """
 
+import gc
 import multiprocessing
 import os
 import re
@@ -61,7 +62,7 @@ def ahead(made: Any, source: Source, workers: int) -> Iterator[Any]:
     else:
         threads = 0 if isinstance(source, Gathers) else THREADS
         dataset = made.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
-    elements = iter(dataset)
+    elements, element = iter(dataset), None
     try:
         while True:
             try:
@@ -73,8 +74,15 @@ def ahead(made: Any, source: Source, workers: int) -> Iterator[Any]:
                     raise ValueError(_died(int(found[1]), workers, source)) from error
                 raise
             yield jax.tree.map(_own, element) if workers else element
+    except ValueError as error:
+        if workers:
+            error.__traceback__ = None  # grain's frames hold what was read ahead
+        raise
     finally:
         elements.close()
+        if workers:  # of what was read ahead some is in cycles: the shared memory would outlive this process
+            del elements, element
+            gc.collect()
 
 
 def _let_flags_be_read() -> None:

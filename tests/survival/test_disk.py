@@ -13,7 +13,7 @@ from PIL import Image
 from jvq import run
 from jvq.checkpoints import Keeper
 from jvq.config import config, typed
-from jvq.data import ImageFolder, Loader, Preprocess
+from jvq.data import CorruptImage, ImageFolder, Loader, Preprocess
 from jvq.report import Console, claim
 
 pytestmark = pytest.mark.once
@@ -111,7 +111,32 @@ def test_a_checkpoint_that_does_not_fit_is_a_line_and_the_one_before_stays(disk)
     again.close()
 
 
-def test_a_folder_of_images_that_vanishes_is_no_folder_of_images_that_cannot_be_read(tmp_path, rng):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's threads end with theirs
+def test_checkpoints_that_are_taken_away_do_not_come_back_by_halves(tmp_path):
+    tree = {"a": jnp.arange(4, dtype=jnp.float32)}
+    keeper = Keeper(tmp_path / "run", {"images": 1})
+    keeper.save(1, tree)
+    keeper.wait()
+    (tmp_path / "run").rename(tmp_path / "away")
+    with pytest.raises(ValueError, match=r"^checkpoints: .*run is not there any more$"):
+        keeper.save(2, tree)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "away").rename(tmp_path / "run")
+    keeper.save(2, tree)
+    keeper.close()
+    (tmp_path / "run" / "about.json").unlink()
+    with pytest.raises(ValueError, match=r"^checkpoints in .*run: no about.json says what they are of; delete them$"):
+        Keeper(tmp_path / "run", {"images": 1})
+
+
+def emptied(folder):
+    """As where a disk is taken away: its folder stays."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize("vanishes", [shutil.rmtree, emptied])
+def test_a_folder_of_images_that_vanishes_is_no_folder_of_images_that_cannot_be_read(vanishes, tmp_path, rng):
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(40):
@@ -124,7 +149,21 @@ def test_a_folder_of_images_that_vanishes_is_no_folder_of_images_that_cannot_be_
     def vanishing():
         for i, _ in enumerate(loader):
             if i == 0:
-                shutil.rmtree(folder)
+                vanishes(folder)
 
-    with pytest.raises(ValueError, match=f"source 'folder': {folder} is not there any more"):
+    with pytest.raises(ValueError, match=f"source 'folder': {folder} is not there any more, or empty"):
         vanishing()
+
+
+def test_a_class_that_vanishes_is_told(tmp_path, rng):
+    for i in range(8):
+        path = tmp_path / "images" / "ab"[i // 4] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    source = ImageFolder(tmp_path / "images")
+    (tmp_path / "images" / "a" / "1.png").unlink()
+    with pytest.raises(CorruptImage, match="1.png: not a readable image"):  # one file alone is left out
+        source[1]
+    shutil.rmtree(tmp_path / "images" / "b")
+    with pytest.raises(ValueError, match=r"source 'folder': .*images/b is not there any more, or empty$"):
+        source[5]

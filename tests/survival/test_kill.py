@@ -58,8 +58,6 @@ def test_a_run_that_is_told_to_stop_says_how_to_go_on(number, server, root, trai
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*killing.RUNS, killing.EXPORT])
 def test_runs_of_all_kinds_killed_at_random_moments(name, server, root):
-    if name == killing.EXPORT:
-        killing.whole(server, root, "calibration")
     whole, seconds = killing.whole(server, root, name)
     rng, kills = random.Random(name), 0
     for i in range(3):
