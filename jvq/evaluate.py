@@ -125,7 +125,7 @@ def group_use(
         chosen = {a: grouped[a].assignment(qstate[a], x, letters[a]) for a, x in tape.items()}  # type: ignore[attr]
         return {a: jnp.bincount(group.reshape(-1), length=len(qstate[a]["scale"])) for a, group in chosen.items()}
 
-    found = run(params, dict(qstate), jnp.asarray(images))
+    found = gathered(run(params, dict(qstate), jnp.asarray(images)))
     return {address: found[address].tolist() for address in grouped}
 
 

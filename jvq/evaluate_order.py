@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jvq.core import axes
 from jvq.core.dot import packed_dot, quantized, recording
 from jvq.core.errors import nearest
+from jvq.core.mesh import gathered
 from jvq.core.quantizer import Quantizer, State
 from jvq.core.recipe import Forward, Plan, Sites, forms
 
@@ -41,7 +42,7 @@ def order_agreement(
     (forward, params), (other, own), static = reference, got, forms(plan)
     for i in range(0, len(images), batch):
         x = jnp.asarray(images[i : i + batch])
-        found = jax.device_get(_sums(forward, other, static, maps, rows, params, own, dict(qstate), x))
+        found = gathered(_sums(forward, other, static, maps, rows, params, own, dict(qstate), x))
         total = {a: total[a] + float(found[a]) for a in maps}
     return {a: total[a] / len(images) for a in maps}
 
@@ -87,7 +88,7 @@ def attention_maps(
     """
     forward, params = model
     chosen = tuple(addresses)
-    found = jax.device_get(_maps(forward, forms(plan), chosen, params, dict(qstate), jnp.asarray(images)))
+    found = gathered(_maps(forward, forms(plan), chosen, params, dict(qstate), jnp.asarray(images)))
     return {a: found[a] for address in chosen for a in (address, address + SEEN) if a in found}
 
 

@@ -10,15 +10,19 @@ import jax
 import numpy as np
 
 from jvq.core import files, hosts
+from jvq.core.mesh import gathered
 
 
 def fingerprint(*things: Any) -> str:
-    """A short digest of arrays and of whatever ``repr`` tells apart, in trees."""
+    """A short digest of arrays and of whatever ``repr`` tells apart, in trees.
+
+    Of arrays in parts on devices of several processes all have to ask, at the same place.
+    """
     leaves, form = jax.tree.flatten(things)
     digest = hashlib.sha256(str(form).encode())
     for leaf in leaves:
         if hasattr(leaf, "dtype"):
-            leaf = np.asarray(leaf)
+            leaf = np.asarray(gathered(leaf))
             digest.update(f"{leaf.dtype} {leaf.shape}\n".encode())
             digest.update(leaf.tobytes())
         else:

@@ -2,8 +2,10 @@
 
 The same run in the same folder goes on behind them. They are of one config, one model, one data set, one version of
 everything: with any other they are made again. Beside them lie the checkpoints of a float training.
+Of many processes the leading one reads and writes: what it has found it sends to the others.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -21,8 +23,9 @@ import numpy as np
 
 from jvq import evaluate, evaluate_maps
 from jvq.config import Run
-from jvq.core import files
+from jvq.core import files, hosts
 from jvq.core.calibrate import Fitted
+from jvq.core.mesh import gathered
 from jvq.data import CorruptImage, Loader, Source
 from jvq.export import quantizer_text
 from jvq.journal import fingerprint
@@ -53,33 +56,34 @@ class Kept:
 
     def __init__(self, workdir: Path, mark: str, console: Console) -> None:
         self.folder, self.mark, self.console = folder(workdir), mark, console
-        self.off = jax.process_count() > 1  # every process would have to find the same
 
     @classmethod
     def of(
         cls, cfg: Run, workdir: Path, checkpoint: Checkpoint, loader: Loader, train: Source, console: Console
     ) -> "Kept":
-        """What a run of the config has finished in its workdir."""
+        """What a run of the config has finished in its workdir; of many processes they are all in its mark."""
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         about = (repr(cfg), versions, sources(), str(jax.devices()), seen(loader.source), seen(train))
-        return cls(workdir, fingerprint(checkpoint.params, *about), console)
+        mark = fingerprint(checkpoint.params, *about)
+        return cls(workdir, fingerprint(*hosts.shared(mark)) if hosts.many() else mark, console)
 
     def __call__(self, key: str, function: Callable[..., Any], *args: Any) -> Any:
         """The value under the key, kept before this returns unless it is too large."""
         path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-        found = None if self.off else self._read(path, key)
+        found = self._found(path, key)
         if found is not None:
             self.console.say(f"{key}: taken from {path}")
             return found[0]
         value = function(*args)
         arrays: dict[str, np.ndarray] = {}
         try:
-            packed = None if self.off else _packed(value, arrays)
+            packed = _packed(value, arrays)
         except TypeError as error:  # a quantiser of somebody's own
             self.console.say(f"{key}: an interruption would lose it: {error}")
             packed = None
         if packed is not None and sum(x.nbytes for x in arrays.values()) <= LARGEST:
-            self._write(path, json.dumps({"mark": self.mark, "key": key, "value": packed}), arrays)
+            text = json.dumps({"mark": self.mark, "key": key, "value": packed})
+            hosts.led(lambda: self._write(path, text, arrays))
         return value
 
     def evaluated(self, key: str, loader: Loader, function: Callable[..., Any], *args: Any) -> Any:
@@ -90,16 +94,30 @@ class Kept:
 
     def _write(self, path: Path, text: str, arrays: Mapping[str, np.ndarray]) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)  # a workdir that was taken away does not come back without what it held
         except OSError as error:
             raise ValueError(files.cannot(self.folder, error)) from error
         with files.replacing(path) as part, part.open("xb") as file:
             np.savez(file, text=np.frombuffer(text.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
 
-    def _read(self, path: Path, key: str) -> tuple[Any] | None:
-        """The value in a 1-tuple; None where there is none, or one of another run, or damaged."""
+    def _found(self, path: Path, key: str) -> tuple[Any] | None:
+        """The value of an earlier run in a 1-tuple; None where the leading process has none, or one cannot take it."""
+        content, found = None, None
+        if hosts.leads():
+            with contextlib.suppress(OSError):
+                content = path.read_bytes()
+            found = None if content is None else self._read(content, key)
+        content = hosts.sent(None if found is None else content)
+        if content is None:
+            return None
+        if not hosts.leads():
+            found = self._read(content, key)
+        return None if hosts.any_of(found is None) else found
+
+    def _read(self, content: bytes, key: str) -> tuple[Any] | None:
+        """The value in a 1-tuple; None where the content is of another run, or damaged."""
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 said = json.loads(file["text"].tobytes())
                 if (said["mark"], said["key"]) != (self.mark, key):
                     return None
@@ -113,7 +131,7 @@ def _packed(x: Any, arrays: dict[str, np.ndarray]) -> Any:
     pack = functools.partial(_packed, arrays=arrays)
     if isinstance(x, jax.Array | np.ndarray | np.generic) and not isinstance(x, float):
         name, kind = f"a{len(arrays)}", "jax" if isinstance(x, jax.Array) else "numpy"
-        arrays[name] = np.asarray(x)
+        arrays[name] = np.asarray(gathered(x))
         if arrays[name].dtype.kind not in "biufU":
             raise TypeError(f"an array of {arrays[name].dtype} cannot be kept")
         return [kind if np.ndim(x) or kind == "jax" else "number", name]

@@ -14,6 +14,7 @@ from jvq import evaluate, evaluate_maps, evaluate_order
 from jvq.core import axes
 from jvq.core.calibrate import Fitted, leaf
 from jvq.core.dot import float_dot, packed_dot, quantized, recording
+from jvq.core.mesh import gathered, single
 from jvq.core.quantizer import Codes, Quantizer, State
 from jvq.core.recipe import Forward, Sites, forms
 from jvq.data import Loader
@@ -181,12 +182,12 @@ def along(seen: Seen, address: str) -> str:
 def extremes(seen: Seen, images: np.ndarray) -> dict[str, np.ndarray]:
     """By address the least and the greatest value of every channel in every image, [2 b c]."""
     kinds = tuple((a, seen.known[a].letters, along(seen, a)) for a in seen.activations)
-    return jax.device_get(_extremes(*_running(seen), kinds, *_arrays(seen), jnp.asarray(images)))
+    return gathered(_extremes(*_running(seen), kinds, *_arrays(seen), jnp.asarray(images)))
 
 
 def operands(seen: Seen, addresses: Iterable[str], images: np.ndarray) -> dict[str, np.ndarray]:
     """The operands themselves, [b ...]: of the float model, or of one that was trained as it runs quantised."""
-    return jax.device_get(_recorded(*_running(seen), tuple(addresses), *_arrays(seen), jnp.asarray(images)))
+    return gathered(_recorded(*_running(seen), tuple(addresses), *_arrays(seen), jnp.asarray(images)))
 
 
 def _running(seen: Seen) -> tuple[Forward, Forms]:
@@ -297,7 +298,7 @@ def _weights(folder: Path, seen: Seen, error: Mapping[str, float]) -> Iterator[F
 def layer(seen: Seen, address: str, why: str, error: float) -> weights.Layer:
     """What is drawn of a weight: of its channels, if they have scales of their own, the one of largest error."""
     operand, quantizer = seen.known[address], seen.row.plan[address]
-    w = jnp.asarray(leaf(seen.own.params, operand))
+    w = jnp.asarray(single(leaf(seen.own.params, operand)))
     codes = quantizer.encode(seen.fit.qstate[address], w, operand.letters)
     decoded = decoded_all(quantizer, codes)
     kept = [i for i, n in enumerate(codes.scale.shape) if n > 1]

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jvq import config_files, usage
 from jvq.core.errors import nearest
-from jvq.mistakes import one_line
+from jvq.mistakes import one_line, without_echoes
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run: a name, or the path of a file", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; default: the next free runs/NAME")
@@ -41,6 +41,7 @@ DRY = flags.DEFINE_bool("dry", False, "Show the resolved plan, and stop")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of many processes")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are")
 PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0")
+SILENCE = flags.DEFINE_integer("silence", 100, "Seconds until a silent process counts as dead")
 
 
 def main(argv: list[str]) -> None:
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
         return
     if RESUME.value and not WORKDIR.value:
         raise ValueError("--resume goes on in the folder that --workdir names")
-    hosts.joined(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    hosts.joined(COORDINATOR.value, PROCESSES.value, PROCESS.value, SILENCE.value)
     if hosts.leads():
         _led(parts, report.Console())
         return
@@ -191,8 +192,8 @@ def _config_of(argv: list[str]) -> tuple[str, int | None]:
 def _help(config: str) -> None:
     """Shows how to start; with a config what that is, and everything in it that can be set."""
     if not config:
-        own = ("config", "workdir", "dry", "sites", "resume", "overwrite", "coordinator", "processes", "process")
-        usage.show(__doc__ or "", own)
+        own = ("config", "workdir", "dry", "sites", "resume", "overwrite")
+        usage.show(__doc__ or "", (*own, "coordinator", "processes", "process", "silence"))
         return
     from jvq.report import Console
 
@@ -259,6 +260,7 @@ def _said(error: BaseException) -> str:
 def entry() -> None:
     """``python -m jvq.main``."""
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    sys.unraisablehook = without_echoes(sys.unraisablehook)
     logging.getLogger("jax").setLevel(logging.WARNING)  # else every start tells which accelerators are not there
 
     def guarded(argv: list[str]) -> None:

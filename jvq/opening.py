@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jvq.config import Run
-from jvq.core import hosts
-from jvq.core.mesh import mesh_of, placed, rules_of
+from jvq.core.calibrate import Fitted
+from jvq.core.mesh import lying_as, mesh_of, placed, rules_of
 from jvq.data import Loader, Preprocess, Source, open_source
 from jvq.models import Model
 from jvq.models.weights import Checkpoint, open_weights
@@ -51,11 +51,14 @@ def laid(params: Any, cfg: Run) -> Any:
     rules, mesh = rules_of(cfg.mesh.rules), devices(cfg)
     if not rules:
         return params
-    if hosts.many():
-        raise ValueError("mesh.rules: weights in parts are for the devices of one process, there are several")
     if cfg.mesh.model == 1 or mesh is None:
         raise ValueError("mesh.rules needs mesh.model of at least 2: the number of parts")
     return placed(params, mesh, rules)
+
+
+def laid_again(fit: Fitted, checkpoint: Checkpoint) -> Fitted:
+    """What fitting gave for the checkpoint, its parameters where those lie: a run that goes on has read them."""
+    return fit if fit.params is None else fit._replace(params=lying_as(fit.params, checkpoint.params))
 
 
 @contextmanager

@@ -11,9 +11,8 @@ from jax.sharding import Mesh
 
 from jvq import evaluate, tapes
 from jvq.checkpoints import Keeper
-from jvq.core import hosts
 from jvq.core.calibrate import Fitted, calibrate
-from jvq.core.mesh import local
+from jvq.core.mesh import local, own_copies
 from jvq.core.recipe import Sites, sites
 from jvq.data import Loader, Preprocess, Source, train_batches
 from jvq.data.augment import preparation
@@ -124,7 +123,7 @@ def _taken(
         best = keeper.best()
         if options.take == "best" and best is not None:
             progress = keeper.restored(progress, best)
-        progress = local(progress)
+        progress = own_copies(progress)
     finally:
         keeper.close()
     final = averaged(progress)
@@ -203,18 +202,18 @@ def _stream(
 ) -> tuple[Schedule, Batches, tapes.Prepare]:
     """The schedule, the batches from any step on, and what prepares them inside the step."""
     epochs, steps = options.epochs, options.steps
+    where: Any = {"workers": workers, "mesh": mesh}
     if labels is not None:
         while steps > crop_steps(len(labels), options.batch, epochs, options.crops):
             epochs *= 2
         count = steps or crop_steps(len(labels), options.batch, epochs, options.crops)
         schedule = dataclasses.replace(options.schedule(len(labels)), steps=count)
         args = (source, labels, preprocess, options.batch, options.crops, epochs, options.seed)
-        return schedule, lambda start: crop_batches(*args, start=start), preparation(preprocess, None)
+        return schedule, lambda start: crop_batches(*args, start, **where), preparation(preprocess, None)
     schedule = options.schedule(len(source))
     epochs = max(epochs, -(-schedule.steps // max(len(source) // options.batch, 1)))
     plain = isinstance(source, Gathers) and preprocess.is_arithmetic(source[0]["image"].shape)
     crop = None if plain else preprocess
-    where: Any = {"workers": workers, "mesh": mesh}
     return (
         schedule,
         lambda start: train_batches(source, options.batch, options.seed, epochs, crop, start, **where),
@@ -241,10 +240,8 @@ def _labels(
         if labels.crops < options.crops:
             raise ValueError(f"method.crops: got {options.crops}, {options.labels} has {labels.crops} of an image")
         return labels
-    if hosts.many():
-        raise ValueError("method.distillation=stored: one process writes the labels; then name them: method.labels")
     assert teacher is not None
-    forward, params = jax.jit(teacher.model.forward), teacher.params
+    forward, params = jax.jit(teacher.model.forward), local(teacher.params)  # each process asks it of other crops
     crops, keep = STORED * options.crops, min(options.keep, classes)
     digest = fingerprint(params)
     mark = fingerprint(params, source.name, len(source), crops, keep, options.crop_scale, preprocess.to_dict())

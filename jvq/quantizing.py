@@ -1,5 +1,6 @@
 """A run that quantises: every row fitted, frozen and evaluated; the method's own sites measured."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 from jvq import accounting, deploy, evaluate_maps, inspection, looking
 from jvq.config import Run
 from jvq.core.calibrate import Fitted
+from jvq.core.mesh import single
 from jvq.data import sample
 from jvq.export import Deployment, save
 from jvq.fitting import fitted_row
 from jvq.kept import Kept
-from jvq.opening import data_of, described, devices, opened, warnings_of, whole
+from jvq.opening import data_of, described, devices, laid_again, opened, warnings_of, whole
 from jvq.report import Console, write_partial
 from jvq.rows import (
     Frozen,
@@ -56,11 +58,11 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     for row in compared:
         with stages.stage("fit"):
             console.say(f"{row.name}: fitting {len(row.plan)} quantisers on {len(drawn.images)} images")
-            fit = keep(f"{row.name} fitted", fitted_row, row, material)
+            subject = row.subject(checkpoint, known)
+            fit = laid_again(keep(f"{row.name} fitted", fitted_row, row, material), subject.checkpoint)
             row = row.planned(fit.plan)
             fits[row.name] = row, fit
         with stages.stage("freeze"):
-            subject = row.subject(checkpoint, known)
             own = fitted_checkpoint(subject.checkpoint, fit)
             packed = Frozen.of(own, row.plan, fit.qstate, subject.known)
         with stages.stage("evaluate"):
@@ -94,6 +96,8 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
     console.say("packing, and comparing with integer inference ...")
     with stages.stage("deploy"):
         deployment = Deployment.of(main_model, main.plan, fitted.qstate, main_known, protocol)
+        held = {"params": single(deployment.params), "qstate": single(deployment.qstate)}  # packed, one device holds it
+        deployment = dataclasses.replace(deployment, **held)
         protocol["integer inference"] = deploy.compared(deployment, batch, jax.jit(deployment.forward)(batch))
         save(deployment, workdir / PACKED)
     return {

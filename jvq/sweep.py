@@ -56,7 +56,7 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
         with stages.stage("fit"):
             images = sample(train, loader.preprocess, cfg.data.calibration, seed, console.track).images
             material = rows.Material(checkpoint, known, images, train, loader.preprocess, workdir, console, mesh)
-            fits = sharing.fitted(seeded, material, lambda key, *work, s=seed: keep(f"seed {s}: {key}", *work))
+            fits = _fitted(seeded, material, seed, keep)
         if seed == cfg.seed:
             with stages.stage("inspect"):  # at the last width, with the first seed
                 some = cfg, workdir, seeded, fits, checkpoint, known, loader, images
@@ -147,6 +147,13 @@ def _seeded(row: rows.Row, seed: int) -> rows.Row:
     plan = {a: dataclasses.replace(q, seed=seed) if hasattr(q, "seed") else q for a, q in row.plan.items()}  # type: ignore[type-var]
     options = dataclasses.replace(row.options, seed=seed) if hasattr(row.options, "seed") else row.options
     return dataclasses.replace(row, options=options, plan=plan)
+
+
+def _fitted(plans: Plans, material: rows.Material, seed: int, keep: Kept) -> dict[tuple[str, str], Fitted]:
+    """Every row fitted with one seed, in this run or before."""
+    found = sharing.fitted(plans, material, lambda key, *work: keep(f"seed {seed}: {key}", *work))
+    subjects = {key: row.subject(material.checkpoint, material.known) for key, row in plans.items()}
+    return {key: opening.laid_again(fit, subjects[key].checkpoint) for key, fit in found.items()}
 
 
 def _inspected(

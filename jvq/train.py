@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from jvq.checkpoints import Keeper
-from jvq.core.mesh import everywhere, local, mesh_of, parts, split
+from jvq.core.mesh import everywhere, mesh_of, own_copies, parts, split
 from jvq.metrics import Log
 from jvq.schedule import Schedule
 
@@ -73,14 +73,14 @@ def fit(
 ) -> Params:
     """The parameters after ``schedule.steps`` steps over ``batches``: :func:`run` for a loss alone.
 
-    They lie as training leaves them, but where there are many processes each has them whole on a device of its own.
+    They lie as training leaves them, but of many processes each has a copy of its own of what does not lie in parts.
     With a ``keeper`` the batches have to be a function of the step that is gone on from.
     """
     objective = Objective(lambda trained, fixed, batch, key: loss(trained, batch, key))
     record = None if log is None else Log(log)
     following = batches if callable(batches) else lambda start: batches
     shown: Any = {"log": record, "every": every, "on_step": on_step, "stopping": stopping, "mesh": mesh}
-    return local(run(objective, params, following, schedule, key, keeper=keeper, **shown).trained)
+    return own_copies(run(objective, params, following, schedule, key, keeper=keeper, **shown).trained)
 
 
 def run(

@@ -11,6 +11,7 @@ import jax
 from jvq import accounting, kept
 from jvq.checkpoints import Keeper
 from jvq.config import Run
+from jvq.core.mesh import gathered
 from jvq.core.recipe import sites
 from jvq.data import Preprocess, Source, open_source, train_batches
 from jvq.data.augment import preparation
@@ -73,11 +74,12 @@ def work(cfg: Run, workdir: Path, console: Console) -> dict[str, Any]:
             )
     notes = {"command": f"configs/{cfg.name}.py", "seed": cfg.seed, "data": cfg.data.name}
     checkpoint = Checkpoint(model, params, preprocess.to_dict(), notes)
-    save(checkpoint, workdir / WEIGHTS)  # before anything else can fail
+    written = dataclasses.replace(checkpoint, params=gathered(params))
+    save(written, workdir / WEIGHTS)  # before anything else can fail
     with stages.stage("evaluate"):
         known = sites(model.forward, params, model.image)
         reference, row = float_row(checkpoint, known, loader, console, mesh)
-    save(dataclasses.replace(checkpoint, notes={**notes, "top1": row["top1"]}), workdir / WEIGHTS)
+    save(dataclasses.replace(written, notes={**notes, "top1": row["top1"]}), workdir / WEIGHTS)
     return {
         "seconds": stages.seconds,
         "method": cfg.method_name,

@@ -59,6 +59,8 @@ def joined(
         raise ValueError(f"--process: got {process}, must be 0 to {processes - 1}")  # type: ignore[operator]
     elif processes == 1:
         return 1
+    if silence < 1:
+        raise ValueError(f"--silence: got {silence}, must be at least 1 second")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     here = re.fullmatch(r"(localhost|127\.0\.0\.1|\[::1\]):\d+", str(coordinator))
     try:
@@ -80,9 +82,14 @@ def joined(
 KEPT = "what was written before is as it was, and the same command goes on from there"
 
 
+def count() -> int:
+    """How many processes there are."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
 def many() -> bool:
     """Whether there are several processes."""
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    return count() > 1
 
 
 def leads() -> bool:
@@ -130,11 +137,27 @@ def led(work: Callable[[], Any]) -> Any:
     return value
 
 
-def share(count: int) -> slice:
-    """Which of ``count`` things are this process's: a part as large as those of the others, or by one smaller."""
+def sent(content: bytes | None) -> bytes | None:
+    """What the leading process has, on all; what the others have is not asked for."""
     if not many():
-        return slice(0, count)
-    bounds = np.linspace(0, count, jax.process_count() + 1).round().astype(int)
+        return content
+    size = agreed(None if content is None else len(content))
+    if size is None:
+        return None
+    from jax.experimental import multihost_utils
+
+    parts = []
+    for first in range(0, size, PART):
+        held = content[first : first + PART] if leads() and content else bytes(min(PART, size - first))
+        parts.append(multihost_utils.broadcast_one_to_all(np.frombuffer(held, np.uint8)).tobytes())
+    return b"".join(parts)
+
+
+def share(things: int) -> slice:
+    """Which of so many things are this process's: a part as large as those of the others, or by one smaller."""
+    if not many():
+        return slice(0, things)
+    bounds = np.linspace(0, things, jax.process_count() + 1).round().astype(int)
     return slice(*map(int, bounds[jax.process_index() :][:2]))
 
 
@@ -169,6 +192,7 @@ def noticing() -> Iterator[None]:
     except (RuntimeError, ValueError) as error:  # gloo's come as both
         if many() and not isinstance(error, Agreed) and LOST.search(str(error)):
             what = f"{_name()}: another process has ended, or cannot be reached ({_first_line(error)})"
+            _alone_on_stderr()
             raise ValueError(f"{what}; {KEPT}") from error
         raise
 
@@ -220,16 +244,23 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:200]
 
 
+def _alone_on_stderr() -> None:
+    """Python alone writes to stderr from here on: a thread of JAX's may be about to say the same in a page."""
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def _last_word(line: str) -> None:
     """Lets the process end in a line, with exit code 2, where JAX aborts it: when the coordinator is gone, or a peer
     has been silent for too long. Of what JAX prints before, a page, nothing can be taken away: its callback for that
     cannot be called from Python. A handler of Python's own would not be reached before the process is gone.
     """
-    said = f"{line}\n".encode()
+    said, stderr = f"{line}\n".encode(), os.dup(2)
 
     def end(number: int) -> None:
         del number
-        os.write(2, said)
+        os.write(stderr, said)
         os._exit(2)
 
     keep = _last_word.__dict__.setdefault("kept", [])  # C holds the address, Python has to hold the object

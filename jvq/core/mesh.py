@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from jvq.core.errors import nearest
@@ -130,8 +130,19 @@ def own_rows(mesh: Mesh | None, count: int) -> np.ndarray:
     return mine[:count]
 
 
+def told_apart(mesh: Mesh | None) -> bool:
+    """Whether a process is not given all images, so that what is said of them has to be brought together.
+
+    The same in all processes. Where ``model`` goes over several, these are given the same images.
+    """
+    if mesh is None or not mesh.is_multi_process:
+        return False
+    processes = {d.process_index for d in mesh.devices.flat}
+    return any({d.process_index for d in part.flat} != processes for part in mesh.devices)
+
+
 def local(tree: Any) -> Any:
-    """The tree with what lies on devices of several processes on this one's; the rest as it lies."""
+    """The tree with what lies on devices of several processes whole on one of this process's; the rest as it lies."""
 
     def put(x: Any) -> Any:
         there = not isinstance(x, jax.Array) or x.is_fully_addressable
@@ -140,8 +151,20 @@ def local(tree: Any) -> Any:
     return jax.tree.map(put, tree)
 
 
+def own_copies(tree: Any) -> Any:
+    """The same, but what lies in parts stays in parts: no process may have room for all of them whole."""
+
+    def put(x: Any) -> Any:
+        return local(x) if isinstance(x, jax.Array) and x.is_fully_replicated else x
+
+    return jax.tree.map(put, tree)
+
+
 def gathered(tree: Any) -> Any:
-    """The tree with every array whole on the host, as numpy has it."""
+    """The tree with every array whole on the host, as numpy has it.
+
+    One that lies in parts on devices of several processes is exchanged: all have to ask for it, at the same place.
+    """
 
     def here(x: Any) -> Any:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
@@ -161,6 +184,16 @@ def single(tree: Any) -> Any:
         return jnp.asarray(gathered(x)) if several else x
 
     return jax.tree.map(put, tree)
+
+
+def lying_as(tree: Any, like: Any) -> Any:
+    """The tree with every array where that of ``like`` lies, if that lies in parts: what was read lies whole."""
+
+    def put(x: Any, y: Any) -> Any:
+        whole = not isinstance(y, jax.Array) or y.is_fully_replicated
+        return x if whole or (isinstance(x, jax.Array) and x.sharding == y.sharding) else _laid(x, y.sharding)
+
+    return jax.tree.map(put, tree, like)
 
 
 def added(total: Any, rows: Any) -> Any:
@@ -226,9 +259,15 @@ def _mesh_of(x: Any) -> Mesh | None:
     return x.sharding.mesh if isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding) else None  # type: ignore[return-value]
 
 
-def _laid(x: Any, sharding: NamedSharding) -> jax.Array:
-    """The array, of which this process has all, as a global one: each process puts down what its own devices hold."""
+def _laid(x: Any, sharding: Sharding) -> jax.Array:
+    """The array as a global one: of what this process has whole, it puts down what its own devices hold."""
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.jit(_same, out_shardings=sharding)(x)
     held = np.asarray(x)
     return jax.make_array_from_callback(held.shape, sharding, lambda index: held[index])
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x

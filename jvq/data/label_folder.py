@@ -35,6 +35,12 @@ Finished = dict[int, tuple[int, str]]
 """Rows and SHA-256 of every finished shard, by its number."""
 
 
+def record_type(crops: int, keep: int) -> np.dtype:
+    """What is stored of an image: R boxes and flips, k indices and values of each, falling, and the image's CRC-32."""
+    box, flip = ("box", "<f4", (crops, 4)), ("flip", "u1", (crops,))
+    return np.dtype([box, flip, ("index", "<u2", (crops, keep)), ("value", "<f2", (crops, keep)), ("crc", "<u4")])
+
+
 def shard_name(number: int) -> str:
     """The file of shard ``number``."""
     return f"{number:05d}.npy"

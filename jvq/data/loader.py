@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float32, Int, Int32
 
 from jvq.core import hosts, reading
 from jvq.core.calibrate import Track, silent
-from jvq.core.mesh import own_rows
+from jvq.core.mesh import own_rows, told_apart
 from jvq.data.records import CorruptImage, Gathers, Records, Some, Source
 from jvq.data.transforms import Preprocess
 from jvq.data.workers import ahead, processes
@@ -60,7 +60,7 @@ class Loader:
         if batch_size < 1:
             raise ValueError(f"loader: batch_size must be positive, got {batch_size}")
         self.source, self.preprocess, self.batch_size = source, preprocess, batch_size
-        self.mine = own_rows(mesh, batch_size)
+        self.mine, self.shared = own_rows(mesh, batch_size), told_apart(mesh)
         self.indices = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
         outside = self.indices[(self.indices < 0) | (self.indices >= len(source))]
         if outside.size:
@@ -76,7 +76,7 @@ class Loader:
 
         self.skipped = skipped = []
         for batch, errors in ahead(grain.MapDataset.range(len(self)).map(self._load), self.source, self.workers):
-            if not self.mine.all():
+            if self.shared:
                 batch, errors = self._completed(batch, errors)
             skipped += errors
             yield batch
@@ -105,7 +105,7 @@ class Loader:
         for said in hosts.shared([places.tolist(), label[places].tolist(), errors]):
             label[said[0]], mask[said[0]] = said[1], True
             lines += said[2]
-        return batch, lines
+        return batch, [*dict.fromkeys(lines)]  # several may have read the same image
 
 
 def batches(

@@ -10,33 +10,31 @@ records each, one an image. A file appears under its name only when it is whole,
 import dataclasses
 import functools
 import hashlib
-import itertools
 import os
 import threading
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Int32, Integer, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer, UInt8
 
-from jvq.core import reading
+from jvq.core import hosts, reading
 from jvq.core.calibrate import Track, silent
 from jvq.core.errors import nearest
+from jvq.core.mesh import own_rows
 from jvq.data import label_folder
 from jvq.data.crops import CropPolicy, cut
+from jvq.data.labelling import Labeller, Teacher, checked, checksum
 from jvq.data.records import Source
 from jvq.data.transforms import Preprocess
-from jvq.data.workers import THREADS
+from jvq.data.workers import THREADS, ahead, processes
 
 LOOKED_AT = 16  # images that stand for all when a folder is opened
 OPEN = 256  # shards mapped at once: each holds a file descriptor, of which a process often has 1024
 MODES = ("smooth", "renorm", "hard")
-
-Teacher = Callable[[np.ndarray], Any]
-"""``teacher(images float32 [b,y,x,c], normalised) -> logits [b,o]``, NumPy or JAX."""
 
 
 class CropBatch(TypedDict):
@@ -46,12 +44,6 @@ class CropBatch(TypedDict):
     label: Int32[np.ndarray, " n"]
     index: Int32[np.ndarray, "n k"]
     value: Float32[np.ndarray, "n k"]
-
-
-def record_type(crops: int, keep: int) -> np.dtype:
-    """What is stored of an image: R boxes and flips, k indices and values of each, falling, and the image's CRC-32."""
-    box, flip = ("box", "<f4", (crops, 4)), ("flip", "u1", (crops,))
-    return np.dtype([box, flip, ("index", "<u2", (crops, keep)), ("value", "<f2", (crops, keep)), ("crc", "<u4")])
 
 
 class SoftLabels:
@@ -66,9 +58,13 @@ class SoftLabels:
     ) -> None:
         self.folder, self.header, self.indices = folder, header, indices
         self.classes, self.crops, self.keep = (int(header[key]) for key in ("classes", "crops", "keep"))
-        self._shards, self._type = shards, record_type(self.crops, self.keep)
+        self._shards, self._type = shards, label_folder.record_type(self.crops, self.keep)
         self._verified, self._lock = set[int](), threading.Lock()
         self._shard = functools.lru_cache(maxsize=OPEN)(self._map)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Processes that read ahead map and verify shards of their own."""
+        return SoftLabels, (self.folder, self.header, self._shards, self.indices)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], source: Source) -> "SoftLabels":
@@ -97,7 +93,7 @@ class SoftLabels:
         """
         shard, row = divmod(position, self.header["shard"])
         record = self._shard(shard)[row]
-        if (got := _crc(image)) != record["crc"]:
+        if (got := checksum(image)) != record["crc"]:
             want = (
                 f"image {self.indices[position]} has CRC-32 {got:08x}, the labels are of one with {record['crc']:08x}"
             )
@@ -146,11 +142,14 @@ def write(
     kept; one that is damaged is made again. The teacher always gets ``batch`` images: what is missing at a shard's end
     are images of before. ``teacher_name`` and ``teacher_digest`` are the caller's words for it.
 
+    Of many processes each makes a shard at a time, with a teacher on a device of its own, and the leading one writes
+    them: the files are those of one process. The folder is the leading one's, and all have to see it.
+
     Raises ``ValueError`` for arguments that cannot be, for a folder that holds other labels (it says which fields
     differ), and for logits of another shape or not finite; ``CorruptImage`` for an image that cannot be read.
     """
-    folder, policy = Path(folder), CropPolicy() if policy is None else policy
-    chosen = _check(source, classes, crops, keep, seed, shard, batch, indices)
+    folder, policy = _common(Path(folder)), CropPolicy() if policy is None else policy
+    chosen = checked(source, classes, crops, keep, seed, shard, batch, indices)
     header = {
         "schema": label_folder.SCHEMA,
         "source": source.name,
@@ -168,21 +167,47 @@ def write(
         "digest": teacher_digest,
         "shard": shard,
     }
-    label_folder.begin(folder, header, chosen)
-    finished = {
-        number: (rows, digest)
-        for number, (rows, digest) in label_folder.finished(folder, header).items()
-        if label_folder.digest(folder / label_folder.shard_name(number)) == digest
-    }
+    there = hosts.led(lambda: _begun(folder, header, chosen))
+    _seen_by_all(folder)
+    finished: label_folder.Finished = {number: (rows, sha) for number, rows, sha in there}
     todo = [number for number in range(label_folder.shard_count(header)) if number not in finished]
-    labeller = _Labeller(source, preprocess, teacher, policy, classes, crops, keep, seed, batch)
-    for number in track(todo, "labelling crops"):
-        rows = chosen[number * shard :][:shard]
-        content = label_folder.npy(labeller.records(rows))
-        label_folder.replace(folder / label_folder.shard_name(number), content)
-        finished[number] = (len(rows), hashlib.sha256(content).hexdigest())
-        label_folder.note(folder, finished)
+    labeller = Labeller(source, preprocess, teacher, policy, classes, crops, keep, seed, batch)
+    for turn, _ in enumerate(track(todo[:: hosts.count()], "labelling crops")):
+        numbers = todo[turn * hosts.count() :][: hosts.count()]
+        parts = {number: chosen[number * shard :][:shard] for number in numbers}
+        mine = [labeller.records(parts[number]) for number in numbers[hosts.share(len(numbers))]]
+        made = hosts.stacked(np.concatenate(mine) if mine else np.zeros(0, label_folder.record_type(crops, keep)))
+        shards = zip(numbers, np.split(made, np.cumsum([len(rows) for rows in parts.values()])[:-1]), strict=True)
+        hosts.led(lambda shards=shards: _written(folder, shards, finished))
     return SoftLabels.open(folder, source)
+
+
+def _common(folder: Path) -> Path:
+    """The folder of the leading process."""
+    return Path(hosts.agreed(str(folder.resolve()))) if hosts.many() else folder
+
+
+def _seen_by_all(folder: Path) -> None:
+    """Raises ``ValueError`` where a process does not see the folder that the leading one has begun."""
+    seen = hosts.shared((folder / label_folder.HEADER).is_file())
+    if not all(seen):
+        raise hosts.Agreed(f"soft labels: process {seen.index(False)} does not see {folder}: all have to")
+
+
+def _begun(folder: Path, header: label_folder.Header, chosen: Int[np.ndarray, " n"]) -> list[tuple[int, int, str]]:
+    """Number, rows and SHA-256 of every shard that is there already and as it was written; the folder made ready."""
+    label_folder.begin(folder, header, chosen)
+    there = label_folder.finished(folder, header).items()
+    return [(n, *shard) for n, shard in there if label_folder.digest(folder / label_folder.shard_name(n)) == shard[1]]
+
+
+def _written(folder: Path, shards: Iterable[tuple[int, np.ndarray]], finished: label_folder.Finished) -> None:
+    """Writes the records of shards, and notes them as ``finished``, one after another."""
+    for number, records in shards:
+        content = label_folder.npy(records)
+        label_folder.replace(folder / label_folder.shard_name(number), content)
+        finished[number] = (len(records), hashlib.sha256(content).hexdigest())
+        label_folder.note(folder, finished)
 
 
 def recover(
@@ -235,12 +260,16 @@ def crop_batches(
     epochs: int,
     seed: int,
     start: int = 0,
+    workers: int = 0,
+    mesh: Mesh | None = None,
 ) -> Iterator[CropBatch]:
     """Iterates ``CropBatch`` of ``batch`` crops [n], M = ``per_image`` of an image side by side, from step ``start``.
 
     Every pass of ``passes(epochs, M)`` shuffles the images anew and draws M of an image's R crops without replacement;
     its last batch is filled up from its own beginning. A batch depends on the arguments and its step alone: started
-    anywhere, the stream is what it would have been there. Batches are cut ahead, in threads. Images are not normalised.
+    anywhere, the stream is what it would have been there. Batches are cut ahead, by ``workers`` processes or in
+    threads, as for ``Loader``. Images are not normalised. On a ``mesh`` of several processes each cuts the crops that
+    its devices are given; the rows of others are zeros.
 
     Raises ``ValueError`` where M does not divide ``batch`` or is more than R, where ``start`` lies outside, where
     labels are of another source; while iterating as ``SoftLabels.record`` does, and ``CorruptImage``.
@@ -258,21 +287,34 @@ def crop_batches(
         raise ValueError(f"soft labels: {labels.folder} is of {labels.header['of']} images, got {len(source)}")
     import grain  # takes more than a second, so only who loads pays
 
-    stream = _Stream(source, labels, preprocess, batch, passes(epochs, per_image), seed)
-    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)
-    return iter(grain.MapDataset.range(total)[start:].map(stream).to_iter_dataset(options))
+    stream = _Stream(source, labels, preprocess, own_rows(mesh, batch), passes(epochs, per_image), seed)
+    made = grain.MapDataset.range(total)[start:].map(stream)
+    if count := processes(workers, source, len(made)):
+        return ahead(made, source, count)
+    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS)  # also out of memory: they cut
+    return iter(made.to_iter_dataset(options))
 
 
 class _Stream:
     """``stream(step) -> CropBatch``: any step, in any order, from any thread."""
 
     def __init__(
-        self, source: Source, labels: SoftLabels, preprocess: Preprocess, batch: int, plan: list[int], seed: int
+        self,
+        source: Source,
+        labels: SoftLabels,
+        preprocess: Preprocess,
+        mine: Bool[np.ndarray, " n"],
+        plan: list[int],
+        seed: int,
     ) -> None:
+        self.given = source, labels, preprocess, mine, plan, seed
         self.source, self.labels, self.preprocess = source, labels, preprocess
-        self.batch, self.plan, self.seed = batch, plan, seed
-        self.ends = np.cumsum([-(-len(labels) // (batch // m)) for m in plan])
+        self.mine, self.batch, self.plan, self.seed = mine, len(mine), plan, seed
+        self.ends = np.cumsum([-(-len(labels) // (self.batch // m)) for m in plan])
         self._order = functools.lru_cache(maxsize=2)(self._shuffled)  # threads may be on both sides of a pass's end
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Stream, self.given
 
     def __call__(self, step: int) -> CropBatch:
         number = int(np.searchsorted(self.ends, step, side="right"))
@@ -285,16 +327,19 @@ class _Stream:
         picks = np.random.default_rng([self.seed, step, 2]).random((images, self.labels.crops)).argsort(axis=1)[:, :m]
         k = self.labels.keep
         out: CropBatch = {
-            "image": np.empty((self.batch, *self.preprocess.size, self.preprocess.channels), np.uint8),
-            "label": np.empty(self.batch, np.int32),
-            "index": np.empty((self.batch, k), np.int32),
-            "value": np.empty((self.batch, k), np.float32),
+            "image": np.zeros((self.batch, *self.preprocess.size, self.preprocess.channels), np.uint8),
+            "label": np.zeros(self.batch, np.int32),
+            "index": np.zeros((self.batch, k), np.int32),
+            "value": np.zeros((self.batch, k), np.float32),
         }
-        for row, (position, picked) in enumerate(zip(which.tolist(), picks, strict=True)):
+        rows = np.arange(self.batch).reshape(images, m)
+        for position, picked, at in zip(which.tolist(), picks, rows, strict=True):
+            if not self.mine[at].any():
+                continue
             found = self.source[int(self.labels.indices[position])]
             record = self.labels.record(position, found["image"])
-            at = slice(row * m, (row + 1) * m)
-            for place, r in enumerate(picked.tolist(), at.start):
+            picked, at = picked[self.mine[at]], at[self.mine[at]]
+            for place, r in zip(at.tolist(), picked.tolist(), strict=True):
                 out["image"][place] = cut(found["image"], record["box"][r], record["flip"][r], self.preprocess)
             out["label"][at], out["index"][at] = found["label"], record["index"][picked]
             out["value"][at] = record["value"][picked]
@@ -305,88 +350,9 @@ class _Stream:
         return np.random.default_rng([self.seed, number, 1]).permutation(len(self.labels))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Labeller:
-    """Draws crops, asks the teacher, keeps the largest; a shard at a time and independent of the others."""
-
-    source: Source
-    preprocess: Preprocess
-    teacher: Teacher
-    policy: CropPolicy
-    classes: int
-    crops: int
-    keep: int
-    seed: int
-    batch: int
-
-    def records(self, rows: Int[np.ndarray, " n"]) -> np.ndarray:
-        """The records [n] of the images at ``rows``."""
-        out = np.zeros(len(rows), record_type(self.crops, self.keep))
-        cuts, count = self._cuts(rows, out), len(rows) * self.crops
-        index, value = (np.empty((count, self.keep), dtype) for dtype in (np.uint16, np.float16))
-        images = np.zeros((self.batch, *self.preprocess.size, self.preprocess.channels), np.uint8)
-        normalise = dataclasses.replace(self.preprocess, resize=None).batch  # of the final size: arithmetic only
-        for first in range(0, count, self.batch):
-            at = slice(first, min(first + self.batch, count))
-            for place, made in enumerate(itertools.islice(cuts, at.stop - first)):
-                images[place] = made
-            logits = np.asarray(self.teacher(normalise(images))).astype(np.float64)
-            index[at], value[at] = self._largest(logits, at.stop - first, int(rows[first // self.crops]))
-        out["index"], out["value"] = (x.reshape(-1, self.crops, self.keep) for x in (index, value))
-        return out
-
-    def _cuts(self, rows: np.ndarray, out: np.ndarray) -> Iterator[np.ndarray]:
-        """The crops of the images one after another; boxes, flips and checksums go into ``out`` on the way."""
-        for record, i in zip(out, rows.tolist(), strict=True):
-            image = self.source[i]["image"]
-            boxes, flips = self.policy.draw(np.random.default_rng([self.seed, i]), self.crops, image.shape[:2])
-            record["box"], record["flip"], record["crc"] = boxes, flips, _crc(image)
-            for box, flip in zip(boxes, flips, strict=True):
-                yield cut(image, box, flip, self.preprocess)
-
-    def _largest(self, logits: np.ndarray, count: int, image: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first ``count`` rows' k largest probabilities, falling: their indices and values [count,k]."""
-        if logits.shape != (self.batch, self.classes):
-            raise ValueError(f"soft labels: the teacher must give {(self.batch, self.classes)}, got {logits.shape}")
-        logits = logits[:count]
-        if not np.isfinite(logits).all():
-            raise ValueError(f"soft labels: the teacher's logits are not finite at image {image} or soon after")
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        index = np.argsort(-logits, axis=1, kind="stable")[:, : self.keep]
-        return index, np.take_along_axis(powers / powers.sum(axis=1, keepdims=True), index, axis=1)
-
-
-def _check(
-    source: Source, classes: int, crops: int, keep: int, seed: int, shard: int, batch: int, indices: Any
-) -> Int[np.ndarray, " n"]:
-    """The places in the source of the images that get labels; ``ValueError`` for arguments that cannot be."""
-    if not 1 <= classes <= label_folder.LARGEST:
-        raise ValueError(
-            f"soft labels: classes must be 1 to {label_folder.LARGEST} (an index has 16 bits), got {classes}"
-        )
-    if not 1 <= keep <= classes:
-        raise ValueError(f"soft labels: keep must be 1 to {classes}, the classes, got {keep}")
-    for name, number in (("crops", crops), ("shard", shard), ("batch", batch)):
-        if number < 1:
-            raise ValueError(f"soft labels: {name} must be positive, got {number}")
-    if seed < 0:
-        raise ValueError(f"soft labels: seed must not be negative, got {seed}")
-    chosen = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
-    outside = chosen[(chosen < 0) | (chosen >= len(source))]
-    if outside.size:
-        raise ValueError(f"soft labels: index {outside[0]} is outside source '{source.name}' of {len(source)} images")
-    if not len(chosen):
-        raise ValueError(f"soft labels: source '{source.name}' has no image to label")
-    return chosen
-
-
 def _spread(count: int) -> list[int]:
     """Up to 16 places, evenly spread, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, LOOKED_AT).round().astype(int)).tolist()
-
-
-def _crc(image: UInt8[np.ndarray, "y x c"]) -> int:
-    return zlib.crc32(np.ascontiguousarray(image).data)
 
 
 def image_digest(source: Source, chosen: Int[np.ndarray, " n"]) -> str:

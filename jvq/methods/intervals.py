@@ -101,7 +101,7 @@ def searched(
         key = f"{site} {' '.join(repr(plan.get(o.address)) for o in operands)}"
         if key not in journal:
             weight, quantised = _weight(params, pair.right, plan, qstate)
-            bias = bias_of(params, known, site)
+            bias = single(bias_of(params, known, site))
             found = search(
                 form,
                 settings.grid,

@@ -25,7 +25,9 @@ class Track(NamedTuple):
 
 def begin(codes: Float[Array, "..."]) -> Track:
     """Nothing has moved yet."""
-    return Track(codes.astype(jnp.int16), jnp.zeros(codes.shape, jnp.int8), jnp.zeros(codes.shape, jnp.float32))
+    code = codes.astype(jnp.int16)
+    zeros = (jnp.zeros_like(code, dtype) for dtype in (jnp.int8, jnp.float32))  # they lie where it does, in parts too
+    return Track(code, *zeros)
 
 
 def follow(track: Track, codes: Float[Array, "..."], momentum: float = MOMENTUM) -> Track:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -716,6 +717,20 @@ def test_a_stream_starts_anywhere_with_the_batch_that_it_would_have_had(labels: 
                 np.testing.assert_array_equal(got[name], want[name])
     other = next(crop_batches(source, labels, GREY, 4, 2, 5, 10))
     assert (other["image"] != stream[0]["image"]).any()
+
+
+@pytest.mark.once
+def test_processes_cut_what_threads_cut(labels: SoftLabels) -> None:
+    """Labels that are sent to a process open their shards there."""
+    source = OneByOne(pictures())
+    stream = list(crop_batches(source, labels, GREY, 4, 2, 2, 9))
+    found = list(crop_batches(source, labels, GREY, 4, 2, 2, 9, 1, workers=2))
+    assert len(found) == len(stream) - 1
+    for got, want in zip(found, stream[1:], strict=True):
+        for name in ("image", "label", "index", "value"):
+            np.testing.assert_array_equal(got[name], want[name])
+    again = pickle.loads(pickle.dumps(labels))
+    assert again.record(3, source[3]["image"]) == labels.record(3, source[3]["image"])
 
 
 def test_more_epochs_begin_with_the_same_batches(labels: SoftLabels) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from jvq.core.calibrate import calibrate
-from jvq.core.mesh import everywhere, mesh_of, placed
+from jvq.core.mesh import everywhere, lying_as, mesh_of, placed
 from jvq.core.recipe import resolve, sites
 from jvq.evaluate import predict, runner, score
 from jvq.methods import igq, liu21, nuclear
@@ -154,6 +154,7 @@ def split_weights():
         ("begin", laid),
         ("end", progress.trained),
         ("state", optax.tree_utils.tree_get(progress.state, "mu")),
+        ("again", lying_as(jax.device_get(laid), laid)),
     ):
         mlp = tree["block00"]["mlp"]
         kernels = {**{f"{n}/kernel": mlp[n]["kernel"] for n in mlp}, "fc1/bias": mlp["fc1"]["bias"]}

@@ -1,6 +1,7 @@
 """What a tiny ViT comes to on one of several processes, written to a file; and what is then restored by a single one.
 
     python tests/distributed/on_processes.py work FOLDER HOST:PORT 2 0 & python ... 2 1
+    python tests/distributed/on_processes.py rules FOLDER HOST:PORT 2 0 & python ... 2 1
     python tests/distributed/on_processes.py restore FOLDER
     python tests/distributed/on_processes.py together FOLDER HOST:PORT 2 0 & python ... 2 1
 
@@ -22,15 +23,17 @@ import optax
 from jvq.checkpoints import Keeper
 from jvq.core import hosts
 from jvq.core.calibrate import calibrate
-from jvq.core.mesh import everywhere, mesh_of
+from jvq.core.freeze import freeze
+from jvq.core.mesh import everywhere, gathered, mesh_of, placed, single
 from jvq.core.recipe import resolve, sites
 from jvq.data import Loader, Preprocess, sample, train_batches
 from jvq.data.records import CorruptImage
 from jvq.evaluate import predict, runner, score
-from jvq.journal import Journal
+from jvq.journal import Journal, fingerprint
+from jvq.methods import oscillation
 from jvq.mistakes import one_line
 from jvq.models import build
-from jvq.quantizers import Grouped, Uniform
+from jvq.quantizers import Grouped, Learned, Uniform
 from jvq.schedule import Schedule
 from jvq.train import Objective, beginning, run
 
@@ -41,11 +44,19 @@ CORRUPT = (7, 22)
 RECIPE = [
     ("*", Uniform(8)),
     ("*.w", Uniform(4, "o")),
+    ("*/fc2.w", Learned(4, "o", start="mean")),  # a sum over both parts
     ("*/qkv.w", Uniform(4, "she")),
     ("*/fc1.x", Grouped(4, 3, "d", restarts=1, iterations=5)),
     ("*/qk.k", Uniform(4, range="mse")),
 ]
 SCHEDULE = Schedule(2, 1e-2)
+RULES = [
+    ("block.*/attn/qkv/kernel", "..m."),
+    ("block.*/attn/qkv/bias", ".m."),
+    ("block.*/mlp/fc1/kernel", ".m"),
+    ("block.*/mlp/fc1/bias", "m"),
+    ("block.*/mlp/fc2/kernel", "m."),
+]
 
 
 class Pictures:
@@ -74,13 +85,14 @@ class Pictures:
 
 
 class World:
-    """A model, its parameters, and pictures; made after the processes have joined."""
+    """A model, its parameters (by ``rules`` in parts), and pictures; made after the processes have joined."""
 
-    def __init__(self):
+    def __init__(self, mesh=None, rules=()):
         rng = np.random.default_rng(0)
         self.model = build("vit", SPEC)
         shapes = self.model.shapes()
         self.params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0.1, 0.5, s.shape), jnp.float32), shapes)
+        self.params = placed(self.params, mesh, rules) if rules else self.params
         self.known = sites(self.model.forward, self.params, self.model.image)
         self.pictures = Pictures()
 
@@ -90,7 +102,8 @@ class World:
         plan = resolve(RECIPE, self.known)
         given = self.model.forward, self.params, drawn.images, plan, self.known
         state = calibrate(*given, batch=2, values=DRAWN * 24, mesh=mesh)
-        return {"drawn": drawn._asdict(), "state": state, "read": self.pictures.taken()}
+        packed = single(freeze(self.params, plan, state, self.known)[0])
+        return {"drawn": drawn._asdict(), "state": state, "packed": packed, "read": self.pictures.taken()}
 
     def evaluated(self, mesh):
         """Logits and score of four uneven batches, what was skipped, and which pictures this process has read."""
@@ -130,9 +143,37 @@ class World:
 
 
 def flat(tree):
-    """The arrays of a tree by their paths."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    """The arrays of a tree by their paths, whole."""
+    leaves = jax.tree_util.tree_leaves_with_path(gathered(tree))
     return {"/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path): np.asarray(x) for path, x in leaves}
+
+
+def ruled(folder, process):
+    """What comes of wide weights in two parts along ``model``, and how they lie on this process's devices."""
+    mesh, before = mesh_of(model=2), jax.live_arrays()
+    world = World(mesh, RULES)
+    found = {
+        "calibrated": world.calibrated(mesh),
+        "evaluated": world.evaluated(mesh),
+        "trained": world.trained(mesh, (folder if hosts.leads() else folder / f"own-{process}") / "parts"),
+        "fingerprint": np.asarray(fingerprint(world.params)),
+    }
+    shown = {"begin": world.params, "end": found["trained"]["trained"], "moments": found["trained"]["moments"]}
+    kernel = world.params["block00"]["attn"]["qkv"]["kernel"]  # none but it and its moments has its shape
+    live = [x for x in jax.live_arrays() if x.shape == kernel.shape and not any(x is y for y in before)]
+    found["live"] = np.asarray([len(live), *(len(x.addressable_shards) for x in live if _is_whole(x))])
+    shown = {when: tree["block00"] for when, tree in shown.items()} | {"tracks": oscillation.begin(kernel)._asdict()}
+    return {**found, "shown": {when: _lying(tree) for when, tree in shown.items()}}
+
+
+def _is_whole(x):
+    return any(shard.data.shape == x.shape for shard in x.addressable_shards)
+
+
+def _lying(block):
+    """By the name of a parameter the shapes of its parts on this process's devices."""
+    leaves = jax.tree_util.tree_leaves_with_path(block)
+    return {"/".join(k.key for k in p): np.asarray([s.data.shape for s in x.addressable_shards]) for p, x in leaves}
 
 
 def worked(folder, process):
@@ -150,8 +191,17 @@ def worked(folder, process):
         "agreed": np.asarray([hosts.agreed(process + 5), *hosts.shared(process), hosts.any_of(process == 1)]),
         "stacked": hosts.stacked(rows),
         "led": np.asarray(_refused()),
+        "small": _small(world.pictures, mesh),
+        "ruled": ruled(folder, process),
     }
     np.savez(folder / f"process-{process}.npz", **flat(found))
+
+
+def _small(pictures, mesh):
+    """Labels and masks of batches of fewer images than processes, of which the first has all."""
+    found = [*Loader(pictures, PREPROCESS, 1, range(3), mesh=mesh)]
+    pictures.taken()
+    return {name: np.concatenate([batch[name] for batch in found]) for name in ("label", "mask")}
 
 
 def _refused():
@@ -183,12 +233,20 @@ def dying(folder, process, last, how):
 if __name__ == "__main__":
     what, where = sys.argv[1], Path(sys.argv[2])
     if what == "restore":
-        np.savez(where / f"restored-{jax.device_count()}.npz", **flat(World().restored(mesh_of(), where / "kept")))
+        world, mesh = World(), mesh_of()
+        found = {name: world.restored(mesh, where / name) for name in ("kept", "parts") if (where / name).exists()}
+        if jax.device_count() > 1:
+            mesh = mesh_of(model=2)
+            found["again"] = World(mesh, RULES).restored(mesh, where / "parts")
+        np.savez(where / f"restored-{jax.device_count()}.npz", **flat(found))
         sys.exit()
     address, number, index = sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
     with hosts.ending(), one_line(ValueError), hosts.noticing():
         hosts.joined(address, number, index, silence=5 if what == "alone" else 60, patience=60)
         if what == "work":
             worked(where, index)
+        elif what == "rules":
+            (where / f"own-{index}").mkdir()
+            np.savez(where / f"process-{index}.npz", **flat({"ruled": ruled(where, index)}))
         else:
             dying(where, index, number - 1, what)

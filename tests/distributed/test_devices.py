@@ -106,8 +106,11 @@ def test_two_steps_of_training_come_to_the_same_parameters(found, number):
 
 
 def test_wide_weights_lie_in_parts_and_stay_so_behind_training(found):
-    """fc1 [16, 64] by its columns, fc2 [64, 16] by its rows, in two parts, on eight devices; Adam's moments too."""
-    for when in ("begin", "end", "state"):
+    """fc1 [16, 64] by its columns, fc2 [64, 16] by its rows, in two parts, on eight devices; Adam's moments too.
+
+    What was written whole is laid so again.
+    """
+    for when in ("begin", "end", "state", "again"):
         shown = {n: x for n, x in of(found["split"], "shown").items() if n.startswith(f"{when}/")}
         shapes = {}
         for name, x in sorted(shown.items()):

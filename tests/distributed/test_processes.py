@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from jvq import journal
 from jvq.core import hosts
 
 ROOT = Path(__file__).parents[2]
@@ -61,11 +62,11 @@ def ended(processes, seconds=SECONDS):
     return found
 
 
-def together(what, folder, number, seconds=SECONDS):
+def together(what, folder, number, seconds=SECONDS, devices=1):
     """What comes of the script on so many processes."""
     where = address()
     args = [[str(SCRIPT), what, str(folder), where, str(number), str(i)] for i in range(number)]
-    return ended([started(mine) for mine in args], seconds)
+    return ended([started(mine, devices) for mine in args], seconds)
 
 
 @pytest.fixture(scope="module")
@@ -126,16 +127,20 @@ def test_every_image_is_read_by_one_process_alone(found, one, part):
     assert all(len(read) for read in reads)
 
 
+def alike(want, got):
+    """The same parameters to rounding."""
+    assert want.keys() == got.keys()
+    for name in want:
+        a, b = (np.delete(x, 1, axis=0) if "qkv/bias" in name else x for x in (want[name], got[name]))
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 @pytest.mark.once
 def test_two_steps_of_training_come_to_the_same_parameters(found, one):
     """But for the biases of keys: a softmax takes away what they add, so that Adam divides rounding by itself."""
     for results in found[1]:
         for part in ("trained/trained", "trained/moments"):
-            want, got = of(one, part), of(results, part)
-            assert want.keys() == got.keys()
-            for name in want:
-                a, b = (np.delete(x, 1, axis=0) if "qkv/bias" in name else x for x in (want[name], got[name]))
-                np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5, err_msg=name)
+            alike(of(one, part), of(results, part))
 
 
 @pytest.mark.once
@@ -144,11 +149,91 @@ def test_their_checkpoint_is_restored_by_one_process(found, devices):
     folder, results = found
     ((code, _, err),) = ended([started([str(SCRIPT), "restore", str(folder)], devices)])
     assert code == 0, err[-4000:]
-    got = dict(np.load(folder / f"restored-{devices}.npz"))
-    want = {name: x for name, x in of(results[0], "trained").items() if name != "read"}
-    assert want.keys() == got.keys()
-    for name in want:
-        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+    restored = dict(np.load(folder / f"restored-{devices}.npz"))
+    saved = {"kept": "trained", "parts": "ruled/trained"} | ({"again": "ruled/trained"} if devices > 1 else {})
+    for part, source in saved.items():  # weights in parts too, whole and in parts again
+        got, want = of(restored, part), of(results[0], source)
+        assert want.keys() - {"read"} == got.keys()
+        for name in got:
+            np.testing.assert_array_equal(got[name], want[name], err_msg=f"{part}/{name}")
+
+
+@pytest.fixture(scope="module")
+def ruled(found, tmp_path_factory):
+    """What comes of wide weights in two parts: how many processes hold the same images, the arrays of each process.
+
+    Of processes with one device each the parts lie on different ones; of two with two devices each has both.
+    """
+    cases = [(2, [{n: x for n, x in mine.items() if n.startswith("ruled/")} for mine in found[1]])]
+    if len(found[1]) == 2:
+        folder = tmp_path_factory.mktemp("inside")
+        for code, _, err in together("rules", folder, 2, devices=2):
+            assert code == 0, err[-4000:]
+        cases.append((1, [dict(np.load(folder / f"process-{i}.npz")) for i in range(2)]))
+    return cases
+
+
+WIDE = {  # of a model of 16 channels and two heads, in two parts
+    "attn/qkv/kernel": [16, 3, 1, 8],
+    "attn/qkv/bias": [3, 1, 8],
+    "mlp/fc1/kernel": [16, 8],
+    "mlp/fc1/bias": [8],
+    "mlp/fc2/kernel": [8, 16],
+}
+
+
+@pytest.mark.once
+def test_no_process_has_a_wide_weight_whole(ruled):
+    """Nor its moments and tracks, before and behind training; what no rule names is whole on each device."""
+    for mine in (mine for _, results in ruled for mine in results):
+        for when in ("begin", "end", "moments"):
+            shown = of(mine, f"ruled/shown/{when}")
+            for name, shape in WIDE.items():
+                assert {tuple(s) for s in shown[name]} == {tuple(shape)}, (when, name)
+            assert {tuple(s) for s in shown["attn/proj/kernel"]} == {(16, 16)}
+        tracks = of(mine, "ruled/shown/tracks")  # of oscillations
+        assert {tuple(s) for shapes in tracks.values() for s in shapes} == {tuple(WIDE["attn/qkv/kernel"])}
+        count, *whole = mine["ruled/live"].tolist()  # of all arrays with the shape of qkv's kernel
+        assert (count >= 3, whole) == (True, [])
+
+
+@pytest.mark.once
+def test_weights_in_parts_are_calibrated_and_packed_to_the_bit(ruled, one):
+    """Weights and all that is made of them; of activations a sum is put together from parts, in another order."""
+    for mine in (mine for _, results in ruled for mine in results):
+        np.testing.assert_array_equal(mine["ruled/calibrated/drawn/images"], one["calibrated/drawn/images"])
+        for part in ("state", "packed"):
+            want, got = of(one, f"calibrated/{part}"), of(mine, f"ruled/calibrated/{part}")
+            assert want.keys() == got.keys()
+            for name in want:
+                if part == "packed" or ".w/" in name:
+                    np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+                else:
+                    np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        assert mine["ruled/fingerprint"] == journal.fingerprint(script().World().params)
+
+
+@pytest.mark.once
+def test_weights_in_parts_predict_and_learn_the_same_to_rounding(ruled, one):
+    for mine in (mine for _, results in ruled for mine in results):
+        want, got = of(one, "evaluated"), of(mine, "ruled/evaluated")
+        np.testing.assert_array_equal(got["labels"], want["labels"])
+        np.testing.assert_allclose(got["logits"], want["logits"], rtol=1e-5, atol=1e-5)
+        assert [got[f"score/{i}"].item() for i in range(3)] == [want[f"score/{i}"].item() for i in range(3)]
+        assert got["skipped"].tolist() == want["skipped"].tolist()  # each once, whoever has read it
+        for part in ("trained", "moments"):
+            alike(of(one, f"trained/{part}"), of(mine, f"ruled/trained/{part}"))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("part", ["evaluated", "trained"])
+def test_who_has_parts_of_one_weight_reads_the_same_images(ruled, one, part):
+    """Two with one device each both read all, of four two read one half, and of two with two devices each its own."""
+    for sharing, results in ruled:
+        reads = [mine[f"ruled/{part}/read"].tolist() for mine in results]
+        assert sorted(np.concatenate(reads)) == sorted(sharing * one[f"{part}/read"].tolist())
+        for i in range(0, len(reads), sharing):
+            assert reads[i : i + sharing] == [reads[i]] * sharing
 
 
 @pytest.mark.once
@@ -162,6 +247,8 @@ def test_all_take_the_decisions_of_the_leading_process(found):
         rows = [np.arange((i + 1) % 4 * 3).reshape(-1, 3) + 0.1 + i for i in range(count)]
         np.testing.assert_array_equal(mine["stacked"], np.concatenate(rows))  # float64 stays what it is
         assert str(mine["led"]) == "Agreed: not so"
+        assert mine["small/label"].tolist() == script().Pictures().labels[:3].tolist()
+        assert mine["small/mask"].tolist() == [True] * 3
     for i in range(1, count):
         assert [path.name for path in (folder / f"own-{i}").rglob("*") if path.is_file()] == []
 
@@ -170,21 +257,22 @@ CONFIG = """
 from jvq.config import config
 
 
-def get_config():
+def get_config(method='minmax'):
     data = dict(name='npz', dir={folder!r}, calibration=6, batch=12)
-    return config('tiny', 'minmax', weights={weights!r}, data=data, figures=False)
+    return config('tiny', method, weights={weights!r}, data=data, figures=method != 'minmax')
 """
 
 
-def command(folder, workdir, where, number, index, *more):
+def command(folder, workdir, where, number, index, *more, method="", devices=1):
     """One of the processes of a run."""
     joining = [f"--coordinator={where}", f"--processes={number}", f"--process={index}"]
-    return started(["-m", "jvq.main", f"--config={folder / 'tiny.py'}", f"--workdir={workdir}", *joining, *more])
+    config = f"--config={folder / 'tiny.py'}{method and ':'}{method}"
+    return started(["-m", "jvq.main", config, f"--workdir={workdir}", *joining, *more], devices)
 
 
 @pytest.fixture(scope="module")
-def run_by_two(tmp_path_factory):
-    """Where two processes have written a report, and what both said."""
+def runnable(tmp_path_factory):
+    """A folder with a model, images and a config."""
     from jvq.models.weights import Checkpoint, save
 
     folder, module = tmp_path_factory.mktemp("run"), script()
@@ -194,7 +282,13 @@ def run_by_two(tmp_path_factory):
         np.savez(folder / f"{split}.npz", images=pictures.pixels[..., 0], labels=pictures.labels)
     weights = str(folder / "vit.safetensors")
     (folder / "tiny.py").write_text(CONFIG.format(folder=str(folder), weights=weights))
-    where = address()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_by_two(runnable):
+    """Where two processes have written a report, and what both said."""
+    folder, where = runnable, address()
     said = ended([command(folder, folder / "out", where, 2, i) for i in range(2)])
     assert [code for code, _, _ in said] == [0, 0], said[0][2][-3000:] + said[1][2][-3000:]
     return folder, said
@@ -220,6 +314,50 @@ def test_a_mistake_is_one_line_of_every_process(run_by_two):
         assert [line for line in err.splitlines() if line.startswith("jvq:")] == [
             f"jvq: workdir: {folder / 'out'} already holds a report; use another --workdir, or --overwrite"
         ]
+
+
+IN_PARTS = [
+    "--config.mesh.model=2",
+    "--config.mesh.rules=" + ",".join(f"{name}={letters}" for name, letters in script().RULES),
+]
+METHODS = {
+    "igq": (1, ["--config.method.groups=2", "--config.method.candidates=(2,3)", "--config.method.allocation=bops"]),
+    "vvtq": (2, ["--config.method.steps=2", "--config.method.batch=8"]),
+    "liu21": (1, ["--config.method.steps=5", "--config.method.rounds=2"]),
+    "bivit": (2, ["--config.method.steps=2", "--config.method.batch=8"]),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_with_weights_in_parts_reports_what_one_process_does(runnable, method):
+    """Two processes, of one device each or of two: the same rows, sites and packed model, to rounding."""
+    devices, more = METHODS[method]
+    more = [*more, "--config.method.bits=4"] if method != "bivit" else more
+    where, alone, both = address(), runnable / f"{method}-1", runnable / f"{method}-2"
+    processes = [
+        command(runnable, both, where, 2, i, *more, *IN_PARTS, method=method, devices=devices) for i in range(2)
+    ]
+    for code, _, err in [*ended(processes), *ended([command(runnable, alone, where, 1, 0, *more, method=method)])]:
+        assert code == 0, err[-4000:]
+    want, got = (json.loads((folder / "report.json").read_text()) for folder in (alone, both))
+    assert (got["device"][0], want["device"][0]) == (str(2 * devices), "1")
+    for part in ("rows", "sites", "figures", "pictures"):
+        a, b = (dict(leaves(report[part])) for report in (want, got))
+        assert a.keys() == b.keys()
+        for name in a:
+            close = isinstance(a[name], float)
+            assert b[name] == (pytest.approx(a[name], rel=1e-2, abs=1e-6) if close else a[name]), name
+    for name in ("packed.safetensors", "report.html", "groups.png")[: 3 if method == "igq" else 2]:
+        assert (both / name).stat().st_size == pytest.approx((alone / name).stat().st_size, rel=0.05)
+
+
+def leaves(tree, name=""):
+    """The values of a report by their places."""
+    if not isinstance(tree, dict | list):
+        return [(name, tree)]
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return [leaf for key, value in pairs for leaf in leaves(value, f"{name}/{key}")]
 
 
 LAST = "jvq: process {i} of {n}: another process has ended, or cannot be reached"
