@@ -24,15 +24,18 @@ ROOM = 0.9  #: of a device's memory; the rest is the compiler's
 MOST = 1000  #: steps that are simulated
 CASES = (  # model, method, images or (training) epochs, batch, whether hosts share the decoding
     ("vit_b", "sweep", 1000, 0, False),
+    ("vit_b", "sweep, clustering divided", 1000, 0, False),
     ("vit_b", "liu21", 1000, 0, False),
     ("vit_b", "vvtq", 300, 1024, False),
     ("vit_b", "vvtq", 300, 1024, True),
     ("deit_t", "bivit", 300, 512, False),
     ("deit_t", "bivit", 300, 512, True),
     ("vit_g", "sweep", 1000, 0, False),
+    ("vit_g", "sweep, clustering divided", 1000, 0, False),
     ("vit_g", "liu21", 1000, 0, False),
     ("vit_g", "vvtq", 300, 1024, False),
     ("vit_g_518", "sweep", 1000, 0, False),
+    ("vit_g_518", "sweep, clustering divided", 1000, 0, False),
     ("vit_g_518", "liu21", 1000, 0, False),
     ("vit_g_518", "vvtq", 30, 1024, False),
 )
@@ -67,11 +70,12 @@ def main(argv: list[str]) -> None:
 
 def planned(case: Any, chip: str, devices: int, parts: int) -> tuple[Job, Workload, Pod]:
     """The job and the mesh on which it fits and takes least (within 2 %, of fewest parts), else the nearest to it."""
-    model, kind, length, batch, sharded = case
+    model, what, length, batch, sharded = case
+    kind, _, divided = what.partition(", ")
     images = 32 if batch and kind in ("vvtq", "bivit") else length
     options = METHODS[kind].Options(epochs=length, batch=batch, save_every=2000) if images != length else None
-    job = Job(kind, options, images=images)
-    w = planning.workload(model, job.method, job.options, images)
+    job = Job(kind, options, images=images, divided=bool(divided))
+    w = planning.workload(model, job.method, job.options, images, tile=CHIPS[chip].tile)
     found = []
     heads = build("vit", MODELS[model]).spec.heads
     for part in [parts] if parts else [p for p in (1, 2, 4, 8, 16) if devices % p == heads % p == 0]:

@@ -5,14 +5,13 @@ takes in closed form, ``simulated`` how long in a simulation of the same schedul
 """
 
 from jvq.planning.closed_form import Times, binding, seconds, times
-from jvq.planning.demand import MODELS, Workload, workload
+from jvq.planning.demand import MODELS, Workload, padded, workload
 from jvq.planning.jobs import KINDS, Job, Phase, held, phases
-from jvq.planning.pods import CHIPS, CORE, Assumed, Chip, Pod, pod_of
+from jvq.planning.pods import CHIPS, Assumed, Chip, Pod, pod_of
 from jvq.planning.simulation import simulated
 
 __all__ = [
     "CHIPS",
-    "CORE",
     "KINDS",
     "MODELS",
     "Assumed",
@@ -24,6 +23,7 @@ __all__ = [
     "Workload",
     "binding",
     "held",
+    "padded",
     "phases",
     "pod_of",
     "seconds",

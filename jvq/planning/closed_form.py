@@ -53,7 +53,7 @@ def seconds(pod: Pod, phase: Phase) -> Number:
     """
     t = times(pod, phase)
     waiting = _harmonic(1 if phase.alone else pod.devices)
-    busy = busiest(t, pod) * (1 + pod.assumed.jitter * waiting) + t.blocking
+    busy = busiest(t) * (1 + pod.assumed.jitter * waiting) + t.blocking
     device = t.staging + max(busy, FORWARD * busy + t.gradients)
     computing = t.filling * bool(phase.images) + phase.steps * device
     readers = phase.readers or pod.readers
@@ -66,10 +66,9 @@ def seconds(pod: Pod, phase: Phase) -> Number:
     return total + phase.programs * pod.assumed.compiling
 
 
-def busiest(t: Times, pod: Pod) -> Number:
-    """Of what a device does side by side the slowest; or all of it, one after the other."""
-    parts = t.products, t.vector, t.bandwidth, t.dispatch
-    return max(parts) if pod.assumed.overlap else sum(parts)
+def busiest(t: Times) -> Number:
+    """Of what a device does side by side the slowest."""
+    return max(t.products, t.vector, t.bandwidth, t.dispatch)
 
 
 def binding(pod: Pod, phase: Phase) -> str:

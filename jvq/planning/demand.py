@@ -2,8 +2,12 @@
 
 Everything but parameters is of one image, float32. What takes a long trace (what is kept for a backward pass, what
 calibration keeps) is traced on two and on three blocks: each further block adds the same.
+
+Memory of a device is counted with the padding of its tiles, as :func:`padded` says; what hosts hold, and parameters,
+without: a ViT's have multiples of 64 along some axis, and XLA's own sum for v5e is within 0.1 % of theirs.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -20,6 +24,7 @@ from jvq.core.recipe import Operand, Plan, Sites, resolve, sites
 from jvq.core.samples import VALUES
 from jvq.methods.captured import Pair
 from jvq.models import Model, build
+from jvq.planning.pods import TILE, Tile
 from jvq.quantizers import Grouped
 from jvq.quantizers.grouped import indices
 
@@ -49,6 +54,8 @@ class Product(NamedTuple):
     weight: bool
     captured: int  # bytes that Liu et al.'s search keeps of it, with ``rows`` rows
     share: float  # part of the rows that is kept
+    lying: tuple[int, int, int]  # left, right, out as they lie in a device's memory
+    chunk: int  # ``captured`` as it lies there
 
 
 class Workload(NamedTuple):
@@ -58,7 +65,7 @@ class Workload(NamedTuple):
     wide: int  # of these in parts where docs/devices.md's rules are given
     kernels: int  # numbers that the plan quantises
     depth: int
-    stream: int  # numbers in the residual stream
+    stream: int  # numbers in the residual stream, as they lie in a device's memory
     pixels: int  # numbers in an image
     rows: int  # of all attention maps
     keys: int  # in one of these
@@ -74,29 +81,72 @@ class Workload(NamedTuple):
 
     @property
     def outs(self) -> int:
-        """Bytes of all products."""
+        """Bytes of all products, as the sweep counts them."""
         return FLOAT * sum(p.out for p in self.products)
+
+    @property
+    def recorded(self) -> int:
+        """Bytes of all products, as they lie in a device's memory."""
+        return FLOAT * sum(p.lying[2] for p in self.products)
 
     @property
     def traffic(self) -> int:
         """Bytes that a forward pass reads and writes: activations into products, products out, each once."""
-        return self.outs + FLOAT * sum(p.left + (0 if p.weight else p.right) for p in self.products)
+        return sum(moved(p) for p in self.products)
 
     @property
     def largest(self) -> int:
         """Bytes of the largest product with its operands."""
-        return FLOAT * max(p.left + p.out + (0 if p.weight else p.right) for p in self.products)
+        return max(moved(p) for p in self.products)
+
+
+def moved(p: Product) -> int:
+    """Bytes of the activations that a product reads, and of what it writes."""
+    left, right, out = p.lying
+    return FLOAT * (left + out + (0 if p.weight else right))
+
+
+def padded(shape: tuple[int, ...], tile: Tile, size: int = FLOAT) -> int:
+    """Numbers that an array of numbers of ``size`` bytes takes in tiles of ``(rows, columns)`` float32.
+
+    Of the two axes along a tile the last one is filled up to columns, the other to rows, of which narrower numbers have
+    more (16 of 2 bytes, 32 of one) and a short axis fewer: a power of two. XLA chooses the order of axes itself; here
+    it is the one that pads least, which is what it was seen to choose (docs/scale.md).
+    """
+    whole = math.prod(shape)
+    if tile == TILE or not whole:
+        return whole
+
+    def filled(rows: int, columns: int) -> int:
+        high = min(tile[0] * max(1, FLOAT // size), 2 ** (rows - 1).bit_length())
+        return -(-rows // high) * high * -(-columns // tile[1]) * tile[1]
+
+    lengths = (1,) * (2 - len(shape)) + shape
+    return min(whole // (r * c) * filled(r, c) for r, c in itertools.permutations(lengths, 2))
+
+
+def sizes(o: Operand) -> tuple[int, ...]:
+    """An operand's shape without its image axis."""
+    return tuple(n for a, n in zip(o.letters, o.shape, strict=True) if a != "b")
 
 
 def workload(
-    name: str | Mapping[str, Any], method: Any, options: Any, images: int = 1, rows: int | None = 16
+    name: str | Mapping[str, Any],
+    method: Any,
+    options: Any,
+    images: int = 1,
+    rows: int | None = 16,
+    tile: Tile = TILE,
 ) -> Workload:
-    """What the model (a name of ``MODELS``, or fields of a ViT's Spec) asks for under the method's plan."""
+    """What the model (a name of ``MODELS``, or fields of a ViT's Spec) asks for under the method's plan.
+
+    ``tile`` is that of the chip (``CHIPS``).
+    """
     fields = dict(MODELS[name] if isinstance(name, str) else name)
     model = build("vit", fields)
-    counted = counted_in(sites(model.forward, model.shapes(), model.image), model, method, options, rows)
+    counted = counted_in(sites(model.forward, model.shapes(), model.image), model, method, options, rows, tile)
     trains = bool(getattr(method, "TRAINS", False))
-    few, more = ((_traced(build("vit", fields | {"depth": d}), method, options, images, trains)) for d in (2, 3))
+    few, more = ((_traced(build("vit", fields | {"depth": d}), method, options, images, trains, tile)) for d in (2, 3))
     kept, residuals = (a + (model.spec.depth - 2) * (b - a) for a, b in zip(few, more, strict=True))
     return counted._replace(kept=kept, residuals=residuals)
 
@@ -106,19 +156,22 @@ def _plan(model: Model, method: Any, options: Any) -> tuple[Sites, Plan]:
     return known, resolve(method.recipe(options, known), known)
 
 
-def counted_in(known: Sites, model: Model, method: Any, options: Any, rows: int | None = 16) -> Workload:
+def counted_in(
+    known: Sites, model: Model, method: Any, options: Any, rows: int | None = 16, tile: Tile = TILE
+) -> Workload:
     """What needs no trace but the one that found the operands: all but ``kept`` and ``residuals``."""
     plan = {a: q for a, q in method.recipe(options, known) if q is not None}
     names = {"/".join(str(k.key) for k in path): x for path, x in jax.tree_util.tree_leaves_with_path(model.shapes())}
     wide = sum(math.prod(x.shape) for name, x in names.items() if _is_wide(name))
-    products = tuple(_product(left, right, rows) for left, right in pairs(known).values())
+    products = tuple(_product(left, right, rows, tile) for left, right in pairs(known).values())
     maps = [o for o in known.values() if o.role == "p"]
     spec = model.spec
     tokens = math.prod(spec.grid) + spec.prefix
-    stream = tokens * spec.dim
-    between = 2 * 8 * stream + 8 * round(tokens * spec.dim * spec.mlp_ratio)  # two norms, GELU, additions
-    quantised = sum(4 * math.prod(known[a].shape) for a in plan if known[a].path is None)
-    ops = spec.depth * between + sum(6 * math.prod(o.shape) for o in maps) + quantised
+    stream = padded((tokens, spec.dim), tile)
+    hidden = padded((tokens, round(spec.dim * spec.mlp_ratio)), tile)
+    between = 2 * 8 * stream + 8 * hidden  # two norms, GELU, additions
+    quantised = sum(4 * padded(sizes(known[a]), tile) for a in plan if known[a].path is None)
+    ops = spec.depth * between + sum(6 * padded(sizes(o), tile) for o in maps) + quantised
     return Workload(
         sum(math.prod(x.shape) for x in names.values()),
         wide,
@@ -142,17 +195,23 @@ def _is_wide(name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern, _ in rules_of(WIDE))
 
 
-def _product(left: Operand, right: Operand, rows: int | None) -> Product:
+def _product(left: Operand, right: Operand, rows: int | None, tile: Tile) -> Product:
     """What the search keeps: its activations, of the left one (and what is beside it) some rows."""
     pair = Pair(left, right)
     count, extent = pair.count(rows), dict(zip(left.letters, left.shape, strict=True))
     share = 1.0 if count is None else count / extent[pair.sampled]
-    kept = sum(math.prod(o.shape) * (share if o is left else 1.0) for o in pair.kept)
-    sizes = math.prod(left.shape), math.prod(right.shape), math.prod(left.product)
-    return Product(left.site, macs(left, right), *sizes, right.path is not None, round(FLOAT * kept), share)
+    kept = []
+    for o in pair.kept:
+        some = {pair.sampled: count} if o is left and count is not None else {}
+        kept.append(tuple(some.get(a, n) for a, n in zip(o.letters, o.shape, strict=True) if a != "b"))
+    out = tuple(n for a, n in zip(left.out, left.product, strict=True) if a != "b")
+    numbers = math.prod(left.shape), math.prod(right.shape), math.prod(left.product)
+    lying = padded(sizes(left), tile), padded(sizes(right), tile), padded(out, tile)
+    captured, chunk = FLOAT * sum(map(math.prod, kept)), FLOAT * sum(padded(x, tile) for x in kept)
+    return Product(left.site, macs(left, right), *numbers, right.path is not None, captured, share, lying, chunk)
 
 
-def _traced(model: Model, method: Any, options: Any, images: int, trains: bool) -> tuple[int, int]:
+def _traced(model: Model, method: Any, options: Any, images: int, trains: bool, tile: Tile = TILE) -> tuple[int, int]:
     """Bytes of an image that calibration keeps, and that a quantised training step keeps for its backward pass."""
     known, plan = _plan(model, method, options)
     apart = {a: {q.apart} for a, q in plan.items() if known[a].path is None}
@@ -179,8 +238,18 @@ def _traced(model: Model, method: Any, options: Any, images: int, trains: bool) 
     def pulled(params: Any, states: Any, x: jax.Array) -> Any:
         return jax.vjp(lambda p, s: model.forward(p, x, quantized(plan, s)), params, states)[1]
 
-    residuals = [_bytes(jax.eval_shape(pulled, params, states, batch(n))) for n in (1, 2)]
-    return kept, residuals[1] - residuals[0]
+    one, two = (jax.tree.leaves(jax.eval_shape(pulled, params, states, batch(n))) for n in (1, 2))
+    return kept, sum(_of_image(few, more, tile) for few, more in zip(one, two, strict=True))
+
+
+def _of_image(few: Any, more: Any, tile: Tile) -> int:
+    """Bytes that an image adds to an array: of one image it is ``few``, of two ``more``."""
+    at = [i for i, (n, m) in enumerate(zip(few.shape, more.shape, strict=True)) if n != m]
+    if not at:
+        return 0
+    size = jnp.dtype(few.dtype).itemsize
+    shape = tuple(n for i, n in enumerate(few.shape) if i != at[0])
+    return (more.shape[at[0]] - few.shape[at[0]]) * size * padded(shape, tile, size)
 
 
 def _bytes(tree: Any) -> int:

@@ -11,15 +11,17 @@ from typing import Any
 from jvq.core.errors import nearest
 from jvq.core.samples import VALUES
 from jvq.methods import METHODS, igq
-from jvq.planning.demand import FLOAT, Workload
+from jvq.planning.demand import FLOAT, Workload, moved
 from jvq.planning.pods import Number, Pod
+from jvq.quantizers.kmeans import SOME
 
 KINDS = ("minmax", "igq", "sweep", "liu21", "vvtq", "bivit")  #: sweep: igq with allocation by bit-operations
 THREADS = 4  #: that read calibration images (jvq.data.workers)
 MEMORY = 2**30  #: bytes of products or operands that are held at once (sweep, liu21)
-LLOYD = 30  #: iterations of k-means over all points
-TRIED = 96  #: bounds of groups that are tried by error (jvq.core.ranges.least_error)
-POINT = 40  #: bytes that a point moves for each group that it is compared with: its place among them is written out
+LLOYD = 30  #: iterations of k-means, taken to be so many
+TRIED = 97  #: bounds of groups that are tried by error (jvq.core.ranges.least_error)
+POINT = 9  #: bytes that a point moves for each group that it is compared with: its place among them is written out
+BESIDES = 9  #: numbers that clustering holds of a point beside one for each group
 ROUNDS = 3  #: of Liu et al.'s search, until nothing is gained
 UPDATE = 12  #: times that a step reads or writes a number a parameter: gradient, moments, update, tracks
 REREAD = 5  #: times that each part of a batch reads or writes parameters and gradients
@@ -64,6 +66,7 @@ class Job:
     batch: int = 8  # of these, on a device at a time
     evaluated: int = EVALUATED
     trained: int = TRAINED
+    divided: bool = False  # operands are clustered by different devices: jvq does not do that yet
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -77,18 +80,21 @@ class Job:
         return METHODS["igq" if self.kind == "sweep" else self.kind]
 
 
-def phases(job: Job, w: Workload, pod: Pod) -> list[Phase]:
-    """The phases of the job, in order. ``ValueError`` where a batch of training cannot be split over the devices."""
+def phases(job: Job, w: Workload, pod: Pod, batch: int = 128) -> list[Phase]:
+    """The phases of the job, in order, the last of which evaluates ``batch`` images at a time.
+
+    ``ValueError`` where a batch of training cannot be split over the devices.
+    """
     fits = [reading(job), observing(job, w, pod)]
     if job.kind in ("igq", "sweep"):
-        fits.append(clustering(job, w))
+        fits.append(clustering(job, w, pod))
     if job.kind == "sweep":
         fits += sweeping(job, w, pod)
     if job.kind == "liu21":
         fits += searching(job, w, pod)
     if job.kind in ("vvtq", "bivit"):
         fits.append(training(job, w, pod))
-    return [*fits, evaluating(job, w, pod)]
+    return [*fits, evaluating(job, w, pod, batch)]
 
 
 def held(phase: Phase) -> Number:
@@ -116,26 +122,34 @@ def observing(job: Job, w: Workload, pod: Pod) -> Phase:
     )
 
 
-def clustering(job: Job, w: Workload) -> Phase:
-    """k-means of every operand in groups, and bounds by error, for every number of groups: one device."""
+def clustering(job: Job, w: Workload, pod: Pod) -> Phase:
+    """k-means of every operand in groups, and bounds by error, for every number of groups: one device.
+
+    Points beyond ``SOME`` are seen by the last run of k-means alone, the others by all of its restarts. An error looks
+    at some values and at both extremes of every point, where values were left out.
+    """
     counts = job.options.candidates if job.kind == "sweep" else (job.options.groups,)
-    length = max(counts)
+    length, starts = max(counts), job.options.restarts + 1
     points = [job.images * n for n, _ in w.grouped.values()]
-    values = [max(min(VALUES, job.images * size), n) for n, (_, size) in zip(points, w.grouped.values(), strict=True)]
-    count = length * (LLOYD + TRIED)  # times that all points meet a group
-    moved = sum(POINT * count * p + FLOAT * TRIED * v for p, v in zip(points, values, strict=True))
-    done = sum(10 * TRIED * v for v in values)
-    most_points, most_values = max(points, default=0), max(values, default=0)
+    values = [_seen(p, job.images * size) for p, (_, size) in zip(points, w.grouped.values(), strict=True)]
+    means = sum(LLOYD * (starts * min(p, SOME) + (p if p > SOME else 0)) for p in points)  # points that meet the groups
+    tries, looked = TRIED * sum(points), TRIED * sum(values)
+    many, shared = max(1, len(points)), pod.devices if job.divided else 1
     return Phase(
         "cluster",
-        max(1, len(points) * len(counts)),
-        ops=done / max(1, len(points)),
-        traffic=moved / max(1, len(points)),
-        staged=3 * FLOAT * sum(values) / max(1, len(points)),
+        -(-many * len(counts) // shared),
+        ops=(6 * length * means + 10 * looked) / many,
+        traffic=(POINT * length * (means + tries) + FLOAT * looked) / many,
+        staged=FLOAT * sum(values) / many,
         programs=4,
-        alone=True,
-        held={"points": FLOAT * (2 * length * most_points + 6 * most_values)},
+        alone=not job.divided,
+        held={"points": FLOAT * (length + BESIDES) * max(points, default=0)},
     )
+
+
+def _seen(points: int, size: int) -> int:
+    """Values that an error looks at, of an operand of ``size`` numbers in all images."""
+    return size if size <= VALUES else max(VALUES, points) + 2 * points
 
 
 def sweeping(job: Job, w: Workload, pod: Pod) -> list[Phase]:
@@ -147,7 +161,7 @@ def sweeping(job: Job, w: Workload, pod: Pod) -> list[Phase]:
     traffic = sum(t for _, t in behind) / len(behind)
     full = _forward(w, pod, unit)
     lying = {"parameters": _lying(w, pod), "activations": _working(w, pod, unit)}
-    recorded = {**lying, "products": unit * w.outs}
+    recorded = {**lying, "products": unit * w.recorded}
     return [
         Phase("record", rounds, **{k: 2 * v for k, v in full.items()}, programs=1, held=recorded),
         Phase(
@@ -155,7 +169,7 @@ def sweeping(job: Job, w: Workload, pod: Pod) -> list[Phase]:
             rounds * len(behind) * len(job.options.candidates),
             flops=unit * 2 * flops / pod.model,
             ops=full["ops"],
-            traffic=unit * (traffic + w.outs) + _lying(w, pod),
+            traffic=unit * (traffic + w.recorded) + _lying(w, pod),
             blocking=full["blocking"],
             programs=1,
             held=recorded,
@@ -169,8 +183,7 @@ def _behind(w: Workload) -> list[tuple[int, int]]:
     for address in w.grouped:
         first = next(i for i, p in enumerate(w.products) if p.site == address.rpartition(".")[0])
         rest = w.products[first:]
-        bytes_of = FLOAT * sum(p.left + p.out + (0 if p.weight else p.right) for p in rest)
-        found.append((sum(p.macs for p in rest), bytes_of))
+        found.append((sum(p.macs for p in rest), sum(map(moved, rest))))
     return found
 
 
@@ -207,7 +220,7 @@ def searching(job: Job, w: Workload, pod: Pod) -> list[Phase]:
         for name, value in one.items():
             total[name] += calls * value
         total["staged"] += (looks - scores) * chunks * size * p.captured
-        most = max(most, size * p.captured + 4 * FLOAT * size * p.share * p.out)
+        most = max(most, size * p.chunk + 4 * FLOAT * size * p.share * p.lying[2])
     steps = max(1, round(total.pop("steps")))
     each: dict[str, Any] = {name: value / steps for name, value in total.items()}
     score = Phase("search", steps, **each, programs=12, held={"chunk": most, "weights": 4.0 * FLOAT * w.params / 40})
@@ -218,8 +231,8 @@ def searching(job: Job, w: Workload, pod: Pod) -> list[Phase]:
 def _scored(p: Any, size: int, w: Workload, options: Any) -> dict[str, Any]:
     """One call that scores all candidates of one interval on ``size`` images."""
     tried = options.steps + 1
-    out, left = size * p.share * p.out, size * p.share * p.left
-    right = p.right * (1 if p.weight else size)
+    left, right, out = p.lying
+    left, right, out = size * p.share * left, right * (1 if p.weight else size), size * p.share * out
     ranked = 0.0
     if options.ranking and p.site.endswith("/qk"):
         rows = w.rows / w.depth * p.share
@@ -285,7 +298,7 @@ def training(job: Job, w: Workload, pod: Pod) -> Phase:
     )
 
 
-def evaluating(job: Job, w: Workload, pod: Pod, batch: int = 128) -> Phase:
+def evaluating(job: Job, w: Workload, pod: Pod, batch: int) -> Phase:
     """The float model and the quantised one, each over the whole set."""
     batch = max(batch, pod.data)
     each = -(-batch // pod.data)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from jvq.core.errors import nearest
 
 Number = int | float
+Tile = tuple[int, int]
+TILE: Tile = (1, 1)  #: nothing is padded
 
 
 class Chip(NamedTuple):
@@ -18,16 +20,16 @@ class Chip(NamedTuple):
     links: Number  # bytes/s between devices, all links together
     siblings: int  # devices of one host
     cores: int  # threads of one host
+    tile: Tile = TILE  # rows and columns of float32 that arrays are filled up to (jvq.planning.demand.padded)
 
 
 CHIPS = {
     # bf16 passes for float32 on TPUs. cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 394 TOP/s, 16 GB, 819 GB/s,
     # 1,600 Gbit/s between chips; hosts of several-host slices have 4 chips and 112 threads
-    "v5e": Chip(197e12, 394e12, 16e9, 819e9, 200e9, 4, 112),
+    "v5e": Chip(197e12, 394e12, 16e9, 819e9, 200e9, 4, 112, (8, 128)),
     # TF32 for float32 on NVIDIA's: half of bf16. NVIDIA's data sheets, dense; NVLink; hosts as clouds rent them
     "h100": Chip(494e12, 1979e12, 80e9, 3.35e12, 900e9, 8, 208),
     "h200": Chip(494e12, 1979e12, 141e9, 4.8e12, 900e9, 8, 208),
-    "core": Chip(110e9, 440e9, 16e9, 10e9, 10e9, 1, 1),  # not published: one core of the machine of docs/scale.md
 }
 
 
@@ -45,13 +47,8 @@ class Assumed:
     readers: int = 16  # processes that read, a host (jvq.data.workers.MOST)
     jitter: Number = 0.02  # a device's step is longer by an exponential of this part of it
     disk: Number = 1e9  # bytes/s of checkpoints, all hosts together
-    overlap: bool = True  # products, other operations and memory go on side by side; on a CPU core one after the other
     compiling: Number = 30.0  # seconds for a program that runs for the first time
     ahead: int = 3  # batches that a reader is ahead (jvq.data.workers)
-
-
-CORE = Assumed(products=1.0, vector=0.2, bandwidth=1.0, dispatch=2e-4, jitter=0.0, overlap=False, compiling=0.0)
-"""Of a core as docs/scale.md was measured on, with the "core" of ``CHIPS``: good for how a fit grows, not for hours."""
 
 
 @dataclasses.dataclass(frozen=True)

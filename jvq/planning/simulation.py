@@ -23,7 +23,7 @@ def simulated(pod: Pod, phase: Phase, seed: int = 0) -> Number:
     now = written = phase.programs * a.compiling
     for k in range(phase.steps):
         now = max(now, readers.ready(k, now))
-        now = _step(now, t, busiest(t, pod), (data, model), a.jitter, rng)
+        now = _step(now, t, busiest(t), (data, model), a.jitter, rng)
         if phase.every and (k + 1) % phase.every == 0:
             now = max(now, written) + t.copying  # the last checkpoint is out before the next is begun
             written = now + t.writing
