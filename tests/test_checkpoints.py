@@ -114,6 +114,7 @@ def start(folder, out):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.once
 def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_was_not(tmp_path):
     whole = start(tmp_path / "whole", tmp_path / "whole.npz")
     _, errors = whole.communicate(timeout=120)

@@ -323,6 +323,7 @@ def two_courses(root, tmp_path_factory):
     return row, m, fit, calls, starts
 
 
+@pytest.mark.once
 def test_courses_add_up_and_each_has_its_folder(two_courses):
     row, m, fit, calls, starts = two_courses
     note = fit.notes["training"]
@@ -397,6 +398,7 @@ def test_a_course_too_short_for_a_step_changes_nothing(root, tmp_path, monkeypat
     jax.tree.map(np.testing.assert_array_equal, seen[1][0]["params"], seen[0][0]["params"])
 
 
+@pytest.mark.once
 def test_a_run_at_one_bit_packs_what_it_trained(root, tmp_path):
     report = run.run(binary(root, steps=2), tmp_path, Console(quiet=True), "the command")
     assert [row["name"] for row in report["rows"]] == ["float", "bivit"]

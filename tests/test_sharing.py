@@ -47,6 +47,7 @@ def found(tiny, tmp_path_factory):
     return plans, sharing.fitted(plans, Material(checkpoint, known, images, nothing, nothing, workdir, console))
 
 
+@pytest.mark.once
 def test_rows_fitted_together_are_as_fitted_alone(tiny, found):
     checkpoint, images, known = tiny
     plans, fits = found

@@ -171,6 +171,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.once
 def test_a_decoder_of_maps(tmp_path):
     """Transposed convolutions as products, their pixels added where they overlap, and a resize to the image's size."""
     fields = {"image": (20, 28), "patch": 4, "channels": 3, "dim": 12, "depth": 1, "heads": 3, "decoder": (6, 5)}
@@ -204,6 +205,7 @@ def test_every_grid_gives_integers_and_the_same_outputs(name, tmp_path):
     assert sum(ops[op] for op in INTEGER) >= 8  # patch, qkv, qk, pv, proj, fc1, fc2, head
 
 
+@pytest.mark.once
 def test_swin_and_merged_keys_on_a_grid(tmp_path):
     model, params = drawn("swin", merged=True)
     deployment = deployed(model, params, [("*.w", Uniform(8)), ("*.[xqkpv]", Uniform(8)), ("*/qk.q", Uniform(6, "h"))])

@@ -637,6 +637,7 @@ def is_qarray(x):
     return isinstance(x, qwix.QArray)
 
 
+@pytest.mark.once
 def test_the_documentation_runs():
     """As its reader runs it: without the checks and the strictness of tests."""
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)

@@ -127,6 +127,7 @@ def same_at_any_batch(run, deployment, images, batches=BATCHES):
         np.testing.assert_array_equal(run(images[:batch]), expected)
 
 
+@pytest.mark.once
 def test_the_file_gives_the_models_logits_to_the_bit_at_any_batch(exported, uniform, images):
     same_at_any_batch(load_stablehlo(exported), uniform, images)
 
