@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -13,6 +14,7 @@ def test_it_fits():
     assert len(README.splitlines()) <= 180
 
 
+@pytest.mark.once
 def test_the_library_example_runs_and_packs():
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     scope = {}

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from jvq.core.axes import ordered
 from jvq.core.calibrate import Fitted, Track, calibrate, leaf, silent
-from jvq.core.mesh import gathered
+from jvq.core.mesh import single
 from jvq.core.quantizer import Quantizer
 from jvq.core.recipe import Forward, Operand, Plan, Recipe, Sites
 from jvq.methods import distillation, latent, minmax, oscillation, transitions
@@ -304,7 +304,7 @@ def summary(plan: Plan, known: Sites, trained: Any, tracks: Mapping[str, oscilla
     """
     found = {}
     for a, q in latent.followed(plan, known).items():
-        state, steps = trained["q"][a], gathered(latent.steps(q, trained, known[a]))
+        state, steps = trained["q"][a], single(latent.steps(q, trained, known[a]))
         low, high = state["low"], state["high"]
         near, back = oscillation.near_boundary(steps, low, high), oscillation.oscillating(tracks[a])
         counts, _ = np.histogram(np.clip(steps, low - 1, high + 1), BARS, (float(low) - 1, float(high) + 1))

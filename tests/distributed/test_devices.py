@@ -3,43 +3,25 @@
 The results of one device without a mesh are those of this process; the others come from one of eight devices.
 """
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
+import launching
 import numpy as np
+import on_devices
 import pytest
 
 pytestmark = pytest.mark.once
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("on_devices.py")
 SECONDS = 900
-
-
-def script():
-    """The module of the script, which is no part of a package."""
-    spec = importlib.util.spec_from_file_location("on_devices", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """By the number of devices (0: no mesh, "split": four by two) the arrays by name."""
     folder = tmp_path_factory.mktemp("devices")
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder)], env=env, capture_output=True, text=True, timeout=SECONDS
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    ((code, _, err),) = launching.ended([launching.started([on_devices.__file__, str(folder)], 8)], SECONDS)
+    assert code == 0, err[-4000:]
     results = {path.stem: dict(np.load(path)) for path in folder.glob("*.npz")}
-    return {"0": script().plain(None), **results}
+    return {"0": on_devices.plain(None), **results}
 
 
 def of(results, part):
@@ -70,7 +52,7 @@ def test_predictions_of_an_uneven_set_are_complete_and_in_order(found, part, num
     want, got = of(found["0"], part), of(found[number], part)
     step = {"evaluated": 16, "odd": 15}[part]
     left = [i for i in range(37) if i % step != 3]
-    np.testing.assert_array_equal(got["labels"], script().labels[left])
+    np.testing.assert_array_equal(got["labels"], on_devices.labels[left])
     np.testing.assert_allclose(got["logits"], want["logits"], rtol=1e-5, atol=1e-5)
     for i in range(3):
         np.testing.assert_allclose(got[f"score/{i}"], want[f"score/{i}"], rtol=1e-5)
@@ -99,7 +81,7 @@ def learned(results):
 def test_two_steps_of_training_come_to_the_same_parameters(found, number):
     want, got = learned(found["0"]), learned(found[number])
     assert want.keys() == got.keys()
-    begin = learned({f"trained/{name}": x for name, x in script().flat(script().params).items()})
+    begin = learned({f"trained/{name}": x for name, x in on_devices.flat(on_devices.params).items()})
     for name in want:
         np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=1e-5, err_msg=name)
     assert any(np.abs(want[name] - begin[name]).max() > 1e-3 for name in want)
@@ -142,6 +124,5 @@ def test_parts_that_would_not_be_equal_are_refused(found):
 
 def test_the_images_of_this_test_are_uneven_for_every_number_of_devices(found):
     """Else padding would not be tried."""
-    module = script()
-    assert all(module.COUNT % (module.BATCH * n) for n in module.NUMBERS)
+    assert all(on_devices.COUNT % (on_devices.BATCH * n) for n in on_devices.NUMBERS)
     assert jax.device_count() == 1

@@ -1,73 +1,34 @@
 """Two real processes share soft labels and finished rows: the files of one process, and no image read by both."""
 
-import importlib.util
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
-
+import launching
 import numpy as np
+import on_labels
 import pytest
 
 from jvq.data import SoftLabels
 from jvq.data.soft_labels import steps
 
 pytestmark = pytest.mark.once
-ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("on_labels.py")
-SECONDS = 240  #: after which what still runs is killed, and the test has failed
-
-
-def loaded():
-    """The module of the script, which is no part of a package."""
-    spec = importlib.util.spec_from_file_location("on_labels", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def ended(processes):
-    """(exit code, stderr) of each; a hang is an error, and nothing stays behind."""
-    until, found = time.monotonic() + SECONDS, []
-    try:
-        for process in processes:
-            _, err = process.communicate(timeout=max(1.0, until - time.monotonic()))
-            found.append((process.returncode, err))
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    return found
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """The folder, what each of two processes has found by name, and how it ended."""
     folder = tmp_path_factory.mktemp("labels")
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        where = f"localhost:{listener.getsockname()[1]}"
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    args = [[sys.executable, str(SCRIPT), str(folder), where, "2", str(i)] for i in range(2)]
-    ends = ended([subprocess.Popen(mine, env=env, **pipes) for mine in args])
-    for i, (_, err) in enumerate(ends):
+    ends = launching.together([on_labels.__file__, str(folder)], 2)
+    for i, (_, _, err) in enumerate(ends):
         assert (folder / f"process-{i}.npz").exists(), err[-4000:]
     return folder, [dict(np.load(folder / f"process-{i}.npz")) for i in range(2)], ends
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The script's module, the labels that this process writes, and what it asked the teacher."""
-    module, folder = loaded(), tmp_path_factory.mktemp("alone")
-    teacher = module.Teacher()
-    labels = module.write(folder / "labels", module.Pictures(), teacher)
-    module.write(folder / "some", module.Pictures(), module.Teacher(), indices=[9, 2, 5, 3, 0])
-    return module, labels, teacher.calls
+    """The labels that this process writes, and what it asked the teacher."""
+    folder = tmp_path_factory.mktemp("alone")
+    teacher = on_labels.Teacher()
+    labels = on_labels.write(folder / "labels", on_labels.Pictures(), teacher)
+    on_labels.write(folder / "some", on_labels.Pictures(), on_labels.Teacher(), indices=[9, 2, 5, 3, 0])
+    return labels, teacher.calls
 
 
 def contents(folder):
@@ -77,7 +38,7 @@ def contents(folder):
 def test_the_files_are_those_of_one_process(found, alone):
     """Also those of the labels of some images, whose two shards are of 4 and 1; and nobody else has written any."""
     folder, _, _ = found
-    _, labels, _ = alone
+    labels, _ = alone
     assert contents(folder / "labels") == contents(labels.folder)
     assert contents(folder / "some") == contents(labels.folder.with_name("some"))
     assert [path.name for path in (folder / "own-1").rglob("*") if path.is_file()] == []
@@ -85,28 +46,28 @@ def test_the_files_are_those_of_one_process(found, alone):
 
 def test_shards_are_made_by_one_process_each_and_missing_ones_alone(found, alone):
     """Three shards take nine batches; two of them, one missing and one damaged, are made again."""
-    module, _, calls = alone
+    _, calls = alone
     asked = np.stack([mine["calls"] for mine in found[1]])
-    each = -(-module.SHARD * module.CROPS // module.CALLED)
+    each = -(-on_labels.SHARD * on_labels.CROPS // on_labels.CALLED)
     assert asked.sum(axis=0).tolist() == [calls, calls - each]
     assert (asked > 0).all()
 
 
 @pytest.mark.parametrize("per_image", [3, 4])
 def test_batches_are_cut_by_the_process_whose_rows_they_are(per_image, found, alone):
-    module, labels, _ = alone
-    source = module.Pictures()
-    whole = module.batches(SoftLabels.open(labels.folder, source), source, None, per_image)
-    half = module.BATCH // 2
+    labels, _ = alone
+    source = on_labels.Pictures()
+    whole = on_labels.batches(SoftLabels.open(labels.folder, source), source, None, per_image)
+    half = on_labels.BATCH // 2
     got = [{name: mine[f"batches{per_image}/{name}"] for name in whole} for mine in found[1]]
     for name in ("image", "label", "index", "value"):
         both = np.concatenate([got[0][name][:, :half], got[1][name][:, half:]], axis=1)
         np.testing.assert_array_equal(both, whole[name])
         assert not got[0][name][:, half:].any()
         assert not got[1][name][:, :half].any()
-    passed = steps(module.IMAGES, module.BATCH, module.EPOCHS, per_image)
+    passed = steps(on_labels.IMAGES, on_labels.BATCH, on_labels.EPOCHS, per_image)
     assert len(whole["image"]) == passed
-    twice = steps(module.IMAGES, module.BATCH, module.EPOCHS // 4 * 4, 4) if per_image == 4 else 0
+    twice = steps(on_labels.IMAGES, on_labels.BATCH, on_labels.EPOCHS // 4 * 4, 4) if per_image == 4 else 0
     assert sum(len(mine["read"]) for mine in got) == len(whole["read"]) + twice, "but for an image of both"
 
 
@@ -132,6 +93,6 @@ def test_what_is_kept_is_of_all_processes(found):
 
 def test_a_folder_that_one_process_does_not_see_is_a_line_of_all(found):
     folder, _, ends = found
-    for code, err in ends:
+    for code, _, err in ends:
         said = [line for line in err.splitlines() if line.startswith("jvq:")]
         assert (code, said) == (2, [f"jvq: soft labels: process 1 does not see {folder / 'seen-by-0'}: all have to"])

@@ -1,82 +1,35 @@
 """Two and four real processes come to what one does: states to the bit, training to rounding; and they end together."""
 
-import importlib.util
 import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
+import launching
 import numpy as np
+import on_processes
 import pytest
+from launching import CLUSTERS, address, ended, started
 
 from jvq import journal
 from jvq.core import hosts
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("on_processes.py")
-SECONDS = 420  #: after which what still runs is killed, and the test has failed
+SCRIPT = on_processes.__file__
 
 
-def script():
-    """The module of the script, which is no part of a package."""
-    spec = importlib.util.spec_from_file_location("on_processes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def address():
-    """A port that nobody listens to just now."""
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return f"localhost:{listener.getsockname()[1]}"
-
-
-def started(args, devices=1, **more):
-    """A process in a session of its own, so that all that it started can be killed with it."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    env = {name: x for name, x in env.items() if not name.startswith(("SLURM_", "OMPI_", "KUBERNETES_"))}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *args], env=env, start_new_session=True, **pipes, **more)
-
-
-def ended(processes, seconds=SECONDS):
-    """(exit code, stdout, stderr) of each; a hang is an error, and nothing stays behind."""
-    until, found = time.monotonic() + seconds, []
-    try:
-        for process in processes:
-            out, err = process.communicate(timeout=max(1.0, until - time.monotonic()))
-            found.append((process.returncode, out, err))
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    return found
-
-
-def together(what, folder, number, seconds=SECONDS, devices=1):
+def together(what, folder, number, **more):
     """What comes of the script on so many processes."""
-    where = address()
-    args = [[str(SCRIPT), what, str(folder), where, str(number), str(i)] for i in range(number)]
-    return ended([started(mine, devices) for mine in args], seconds)
+    return launching.together([SCRIPT, what, str(folder)], number, **more)
 
 
 @pytest.fixture(scope="module")
 def one():
     """What this process comes to alone, by name."""
-    module = script()
     with jax.numpy_dtype_promotion("standard"):  # optax's
-        world = module.World()
+        world = on_processes.World()
         parts = {name: getattr(world, name)(None) for name in ("calibrated", "evaluated", "trained")}
-        return module.flat(parts)
+        return on_processes.flat(parts)
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
@@ -104,7 +57,7 @@ def test_calibration_is_that_of_one_process_to_the_bit(found, one):
             want, got = of(one, part), of(results, part)
             assert want.keys() == got.keys()
             assert not [name for name in want if not np.array_equal(want[name], got[name])], part
-    assert set(script().CORRUPT) & set(one["calibrated/read"])
+    assert set(on_processes.CORRUPT) & set(one["calibrated/read"])
 
 
 @pytest.mark.once
@@ -147,7 +100,7 @@ def test_two_steps_of_training_come_to_the_same_parameters(found, one):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_their_checkpoint_is_restored_by_one_process(found, devices):
     folder, results = found
-    ((code, _, err),) = ended([started([str(SCRIPT), "restore", str(folder)], devices)])
+    ((code, _, err),) = ended([started([SCRIPT, "restore", str(folder)], devices)])
     assert code == 0, err[-4000:]
     restored = dict(np.load(folder / f"restored-{devices}.npz"))
     saved = {"kept": "trained", "parts": "ruled/trained"} | ({"again": "ruled/trained"} if devices > 1 else {})
@@ -210,7 +163,7 @@ def test_weights_in_parts_are_calibrated_and_packed_to_the_bit(ruled, one):
                     np.testing.assert_array_equal(got[name], want[name], err_msg=name)
                 else:
                     np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-5, err_msg=name)
-        assert mine["ruled/fingerprint"] == journal.fingerprint(script().World().params)
+        assert mine["ruled/fingerprint"] == journal.fingerprint(on_processes.World().params)
 
 
 @pytest.mark.once
@@ -247,7 +200,7 @@ def test_all_take_the_decisions_of_the_leading_process(found):
         rows = [np.arange((i + 1) % 4 * 3).reshape(-1, 3) + 0.1 + i for i in range(count)]
         np.testing.assert_array_equal(mine["stacked"], np.concatenate(rows))  # float64 stays what it is
         assert str(mine["led"]) == "Agreed: not so"
-        assert mine["small/label"].tolist() == script().Pictures().labels[:3].tolist()
+        assert mine["small/label"].tolist() == on_processes.Pictures().labels[:3].tolist()
         assert mine["small/mask"].tolist() == [True] * 3
     for i in range(1, count):
         assert [path.name for path in (folder / f"own-{i}").rglob("*") if path.is_file()] == []
@@ -275,9 +228,9 @@ def runnable(tmp_path_factory):
     """A folder with a model, images and a config."""
     from jvq.models.weights import Checkpoint, save
 
-    folder, module = tmp_path_factory.mktemp("run"), script()
-    world, pictures = module.World(), module.Pictures()
-    save(Checkpoint(world.model, world.params, module.PREPROCESS.to_dict(), {}), folder / "vit.safetensors")
+    folder = tmp_path_factory.mktemp("run")
+    world, pictures = on_processes.World(), on_processes.Pictures()
+    save(Checkpoint(world.model, world.params, on_processes.PREPROCESS.to_dict(), {}), folder / "vit.safetensors")
     for split in ("train", "test"):
         np.savez(folder / f"{split}.npz", images=pictures.pixels[..., 0], labels=pictures.labels)
     weights = str(folder / "vit.safetensors")
@@ -299,7 +252,7 @@ def test_a_report_is_written_and_shown_once(run_by_two):
     folder, ((_, out, _), (_, quiet, _)) = run_by_two
     report = json.loads((folder / "out" / "report.json").read_text())
     assert [row["name"] for row in report["rows"]] == ["float", "minmax"]
-    assert (report["data"]["images"], report["device"][:3]) == (script().COUNT, "2 x")
+    assert (report["data"]["images"], report["device"][:3]) == (on_processes.COUNT, "2 x")
     assert "report: " in out
     assert [line for line in quiet.splitlines() if not line.startswith("[Gloo]")] == []
 
@@ -318,7 +271,7 @@ def test_a_mistake_is_one_line_of_every_process(run_by_two):
 
 IN_PARTS = [
     "--config.mesh.model=2",
-    "--config.mesh.rules=" + ",".join(f"{name}={letters}" for name, letters in script().RULES),
+    "--config.mesh.rules=" + ",".join(f"{name}={letters}" for name, letters in on_processes.RULES),
 ]
 METHODS = {
     "igq": (1, ["--config.method.groups=2", "--config.method.candidates=(2,3)", "--config.method.allocation=bops"]),
@@ -394,7 +347,7 @@ def test_arguments_that_will_not_do_are_refused(given, complaint):
 
 
 def test_a_single_process_asks_nobody(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "KUBERNETES_"))]:
+    for name in [name for name in os.environ if name.startswith(CLUSTERS)]:
         monkeypatch.delenv(name)
     assert hosts.joined() == 1
     assert hosts.joined("localhost:1", 1, 0) == 1

@@ -70,6 +70,7 @@ def embedded(request, fashion):
     return checkpoint, Deployment.of(checkpoint, plan, state, known, minmax.protocol(options)), images
 
 
+@pytest.mark.once
 def test_embedded_float_is_the_model(embedded, tmp_path):
     checkpoint, _, images = embedded
     path = tmp_path / "float.onnx"
@@ -80,6 +81,7 @@ def test_embedded_float_is_the_model(embedded, tmp_path):
     assert found.difference < 1e-4
 
 
+@pytest.mark.once
 def test_embedded_qdq_decides_alike_in_integers(embedded, tmp_path):
     _, deployment, images = embedded
     path = tmp_path / "q.onnx"

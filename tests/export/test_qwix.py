@@ -590,6 +590,7 @@ def test_boxed_parameters_are_opened(small):
     same(from_qwix(there, like)["fc"]["kernel"].unpack(), want)
 
 
+@pytest.mark.once
 def test_qwix_runs_our_model(tiny):
     """Our products are einsums inside the module that owns the weight: qwix finds them, attention's stay float."""
     model, params, images, known = tiny
@@ -616,6 +617,7 @@ def is_packed(x):
     return isinstance(x, Packed)
 
 
+@pytest.mark.once
 def test_the_embedded_vit_there_and_back():
     checkpoint = open_weights("fashion_vit")
     model, params = checkpoint.model, checkpoint.params
