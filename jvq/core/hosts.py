@@ -157,7 +157,7 @@ def share(things: int) -> slice:
     """Which of so many things are this process's: a part as large as those of the others, or by one smaller."""
     if not many():
         return slice(0, things)
-    bounds = np.linspace(0, things, jax.process_count() + 1).round().astype(int)
+    bounds = np.linspace(0, things, count() + 1).round().astype(int)
     return slice(*map(int, bounds[jax.process_index() :][:2]))
 
 

@@ -19,11 +19,6 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server():
-    return killing.Server()
-
-
-@pytest.fixture(scope="module")
 def trained(server, root):
     """What the training comes to without interruption, and its processor seconds."""
     return killing.whole(server, root, "training")

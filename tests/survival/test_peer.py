@@ -74,11 +74,6 @@ class Runs:
         assert not (self.workdir / "report.json").exists()
 
 
-@pytest.fixture(scope="module")
-def server():
-    return killing.Server()
-
-
 @pytest.mark.once
 def test_a_table_goes_on_whoever_was_killed(server, root):
     """The other process first, then the leading one; in the end the packed model is that of a single process."""

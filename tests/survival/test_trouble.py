@@ -98,11 +98,6 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server():
-    return killing.Server()
-
-
-@pytest.fixture(scope="module")
 def whole(server, root):
     """By the name of a run what it comes to without trouble."""
     found: dict[str, dict[str, str]] = {}
