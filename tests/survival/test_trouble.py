@@ -41,9 +41,15 @@ class Place(NamedTuple):
         assert not done.returncode, done.stderr
 
     def fill(self) -> None:
-        """Leaves no room; what a checkpoint is taking at the moment counts."""
-        with contextlib.suppress(OSError):
-            (self.disk / "ballast").write_bytes(b"\0" * shutil.disk_usage(self.disk).free)
+        """Leaves no room, until there has been none for a while: a checkpoint that ends then removes an older one."""
+        begun = quiet = time.monotonic()
+        with (self.disk / "ballast").open("ab", buffering=0) as file:
+            while time.monotonic() < min(quiet + 1, begun + 10):
+                if free := shutil.disk_usage(self.disk).free:
+                    quiet = time.monotonic()
+                    with contextlib.suppress(OSError):
+                        file.write(b"\0" * free)
+                time.sleep(0.02)
 
     @property
     def away(self) -> Path:
